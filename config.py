@@ -1,0 +1,167 @@
+"""Settings from the environment and `.env`, read once at an entry point and passed down as a value."""
+
+import os
+import sys
+from typing import Annotated, Literal, Self
+
+from pydantic import Field, SecretStr, ValidationError, field_validator, model_validator
+from pydantic_settings import BaseSettings, SettingsConfigDict
+
+from routing.query import Target
+from routing.tier import TIERS
+
+Seconds = Annotated[float, Field(gt=0)]
+Count = Annotated[int, Field(ge=1)]
+Port = Annotated[int, Field(ge=1, le=65535)]
+
+
+def _default(tier: str, provider: str) -> str:
+    return next(target.model for target in TIERS[tier].targets if target.provider == provider)
+
+
+class Settings(BaseSettings):
+    """Every knob of the service. Field names are the environment variables, in lower case.
+
+    Raises pydantic's ValidationError that names each bad variable.
+    """
+
+    model_config = SettingsConfigDict(env_file=".env", env_ignore_empty=True, extra="ignore", frozen=True)
+
+    # Providers
+    groq_api_key: SecretStr | None = None
+    groq_base_url: str = "https://api.groq.com/openai/v1"
+    groq_simple_model: str = _default("simple", "groq")
+    groq_medium_model: str = _default("medium", "groq")
+    groq_complex_model: str = _default("complex", "groq")
+    together_api_key: SecretStr | None = None
+    together_base_url: str = "https://api.together.xyz/v1"
+    together_simple_model: str = _default("simple", "together")
+    together_medium_model: str = _default("medium", "together")
+    together_complex_model: str = _default("complex", "together")
+    local_model: Literal["auto", "on", "off"] = "auto"
+    local_base_url: str = "http://127.0.0.1:8081/v1"
+    local_model_name: str = _default("simple", "local")
+    retired_models: Literal["replace", "try"] = "replace"
+    provider_connect_timeout_seconds: Seconds = 3
+    max_reply_bytes: Count = 4 * 1024 * 1024
+
+    # Routing
+    simple_query_max_words: Count = 10
+    medium_query_max_words: Count = 50
+
+    # Servers
+    redis_url: str | None = None
+    redis_host: str = "127.0.0.1"
+    redis_port: Port = 6379
+    cache_redis_url: str | None = None
+    database_url: str = "sqlite:///.data/router.db"
+    kafka_bootstrap_servers: str | None = None
+
+    # HTTP
+    host: str = "127.0.0.1"
+    port: Port = 8000
+    web_processes: Count = 2
+    web_threads: Annotated[int, Field(ge=8)] = 128
+    max_waiters: Count = 96
+    max_inline_answers: Count = 8
+    max_query_chars: Count = 32_000
+    max_body_bytes: Count = 256 * 1024
+
+    # Jobs
+    sync_wait_seconds: Annotated[float, Field(ge=0)] = 30
+    max_wait_seconds: Seconds = 60
+    job_deadline_seconds: Seconds = 120
+    max_deadline_seconds: Seconds = 3600
+    job_ttl_seconds: Count = 24 * 3600
+    cache_ttl_seconds: Count = 24 * 3600
+    max_queue_depth: Count = 10_000
+    max_unrecorded_events: Count = 1_000_000
+    max_job_runs: Count = 3
+    lease_seconds: Seconds = 15
+    republish_seconds: Seconds = 10
+    reaper_seconds: Seconds = 2
+
+    # Workers
+    simple_worker_threads: Count = 32
+    medium_worker_threads: Count = 32
+    complex_worker_threads: Count = 32
+
+    # Records
+    record_query_text: bool = False
+    log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = "INFO"
+
+    # Flower
+    flower_port: Port = 5555
+    flower_basic_auth: SecretStr | None = None
+
+    @field_validator("database_url")
+    @classmethod
+    def _name_the_driver(cls, url: str) -> str:
+        # SQLAlchemy 2.1 reads a bare postgresql:// as psycopg 3 and refuses postgres://; we ship psycopg2.
+        for scheme in ("postgres://", "postgresql://"):
+            if url.startswith(scheme):
+                return "postgresql+psycopg2://" + url.removeprefix(scheme)
+        if not url.startswith(("sqlite://", "postgresql+psycopg2://")):
+            raise ValueError("use postgresql://user:password@host/name or sqlite:///path/to/file.db")
+        return url
+
+    @model_validator(mode="after")
+    def _fit_together(self) -> Self:
+        if self.simple_query_max_words >= self.medium_query_max_words:
+            raise ValueError("SIMPLE_QUERY_MAX_WORDS must be less than MEDIUM_QUERY_MAX_WORDS")
+        if self.max_waiters >= self.web_threads:
+            raise ValueError("MAX_WAITERS must be less than WEB_THREADS, or waiting requests would starve cache hits")
+        if self.sync_wait_seconds > self.max_wait_seconds:
+            raise ValueError("SYNC_WAIT_SECONDS must not exceed MAX_WAIT_SECONDS")
+        if self.job_deadline_seconds > self.max_deadline_seconds:
+            raise ValueError("JOB_DEADLINE_SECONDS must not exceed MAX_DEADLINE_SECONDS")
+        return self
+
+    @property
+    def ledger_url(self) -> str:
+        """Redis of the broker, the ledger and the usage stream."""
+        return self.redis_url or f"redis://{self.redis_host}:{self.redis_port}/0"
+
+    @property
+    def cache_url(self) -> str:
+        """Redis of the answers; the ledger's where none is given."""
+        return self.cache_redis_url or self.ledger_url
+
+    @property
+    def uses_local_model(self) -> bool:
+        """`auto` means: only when no provider key is set."""
+        if self.local_model == "auto":
+            return not (self.groq_api_key or self.together_api_key)
+        return self.local_model == "on"
+
+    def target(self, tier: str, provider: str) -> Target:
+        """The configured model of a tier at a provider, before any retirement is looked up."""
+        if provider == "local":
+            return Target(provider, self.local_model_name)
+        return Target(provider, getattr(self, f"{provider}_{tier}_model"))
+
+    def is_configured(self, provider: str) -> bool:
+        """Whether calls to `provider` can be made: a key is set, or the local model is on."""
+        return self.uses_local_model if provider == "local" else bool(self.key(provider))
+
+    def key(self, provider: str) -> str | None:
+        """The provider's key in the clear; only for building its client."""
+        secret: SecretStr | None = getattr(self, f"{provider}_api_key", None)
+        return secret.get_secret_value() if secret else None
+
+    def base_url(self, provider: str) -> str:
+        url: str = getattr(self, f"{provider}_base_url")
+        return url
+
+
+def load_settings() -> Settings:
+    """Settings for a process entry; prints what is wrong and exits with 2 where they do not fit together."""
+    try:
+        return Settings()
+    except ValidationError as error:
+        lines = [
+            f"  {'.'.join(map(str, e['loc'])).upper() or 'settings'}: {e['msg']}"
+            for e in error.errors(include_input=False, include_url=False)
+        ]
+        sys.stderr.write("The configuration does not fit (environment and .env):\n" + "\n".join(lines) + "\n")
+        sys.exit(os.EX_CONFIG)

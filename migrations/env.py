@@ -1,0 +1,28 @@
+"""How Alembic reaches our database: settings and engine are the service's own."""
+
+from alembic import context
+from sqlalchemy import Connection, text
+
+from config import load_settings
+from storage.database import build_engine
+from storage.table import metadata
+
+MIGRATION_LOCK = 7_283_641  # any constant: two migrations at once wait for each other (PostgreSQL)
+
+
+def migrate(connection: Connection) -> None:
+    context.configure(connection=connection, target_metadata=metadata, render_as_batch=True)
+    with context.begin_transaction():
+        if connection.dialect.name == "postgresql":
+            connection.execute(text(f"SELECT pg_advisory_xact_lock({MIGRATION_LOCK})"))
+        context.run_migrations()
+
+
+given = context.config.attributes.get("connection")
+if given is not None:
+    migrate(given)
+else:
+    engine = build_engine(load_settings().database_url)
+    with engine.connect() as opened:
+        migrate(opened)
+    engine.dispose()

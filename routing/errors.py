@@ -1,0 +1,112 @@
+"""What can go wrong at a provider, as a tree of classes that carry the two bits the chain needs.
+
+RouterError
+├─ NoTargets                          nothing is configured that could answer
+├─ AllTargetsFailed                   every target was tried; carries the attempts
+└─ ProviderError          retryable  try_next
+   ├─ TargetThrottled        yes        yes     429: slow down, this target only
+   ├─ TargetOverloaded       yes        yes     498, 5xx: their capacity
+   ├─ TargetUnreachable      yes        yes     refused, DNS, TLS, cut before an answer
+   ├─ TargetTimedOut         yes        yes     no whole answer in time; possibly billed
+   ├─ KeyRejected            no         yes     401, 402, 403: the key, not the query
+   ├─ ModelGone              no         yes     404 model_not_found, 400 model_not_available …
+   ├─ PromptTooLong          no         yes     another target may have a larger window
+   ├─ ReplyUnusable          yes        yes     malformed, empty, oversized or refused answer
+   ├─ CallAborted            no         no      the caller no longer wants the answer
+   └─ QueryRejected          no         no      400, 422: the next target would refuse too
+
+`retryable`: may the same target succeed later? `try_next`: may another target succeed now?
+Statuses and codes: each provider's own table over `providers.wire`.
+"""
+
+from collections.abc import Sequence
+
+from routing.query import Attempt, Target
+
+
+class RouterError(Exception):
+    """Base of all errors that the router itself raises."""
+
+    code = "router_error"
+
+
+class NoTargets(RouterError):
+    """No provider is configured that could answer this tier."""
+
+    code = "no_provider"
+
+
+class ProviderError(RouterError):
+    """One call to one target failed."""
+
+    code = "provider_error"
+    retryable = True
+    try_next = True
+
+    def __init__(
+        self, target: Target, detail: str, *, status: int | None = None, retry_after: float | None = None
+    ) -> None:
+        super().__init__(f"{target}: {detail}")
+        self.target = target
+        self.detail = detail
+        self.status = status
+        self.retry_after = retry_after
+
+
+class TargetThrottled(ProviderError):
+    code = "throttled"
+
+
+class TargetOverloaded(ProviderError):
+    code = "overloaded"
+
+
+class TargetUnreachable(ProviderError):
+    code = "unreachable"
+
+
+class TargetTimedOut(ProviderError):
+    code = "timed_out"
+
+
+class KeyRejected(ProviderError):
+    code = "key_rejected"
+    retryable = False
+
+
+class ModelGone(ProviderError):
+    code = "model_gone"
+    retryable = False
+
+
+class PromptTooLong(ProviderError):
+    code = "prompt_too_long"
+    retryable = False
+
+
+class ReplyUnusable(ProviderError):
+    code = "reply_unusable"
+
+
+class CallAborted(ProviderError):
+    code = "aborted"
+    retryable = False
+    try_next = False
+
+
+class QueryRejected(ProviderError):
+    code = "query_rejected"
+    retryable = False
+    try_next = False
+
+
+class AllTargetsFailed(RouterError):
+    """Every target was tried and none answered; `last` decides what the caller is told."""
+
+    code = "all_targets_failed"
+
+    def __init__(self, attempts: Sequence[Attempt], last: ProviderError) -> None:
+        said = "; ".join(f"{a.provider}:{a.model}: {a.detail or a.outcome}" for a in attempts)
+        super().__init__(f"No target answered. {said}")
+        self.attempts = tuple(attempts)
+        self.last = last

@@ -1,0 +1,90 @@
+"""Answers as they are cached: one line for the record, one for the caller, so that a hit parses neither twice."""
+
+from dataclasses import asdict, dataclass
+from typing import Any, Self
+
+import orjson
+from redis import Redis, RedisError
+
+from routing.query import Completion, Target, Usage
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """A finished answer and what it took. Costs in USD; `stored_at` is Unix time in ms."""
+
+    response: str
+    tier: str
+    target: Target
+    model_used: str
+    finish_reason: str
+    usage: Usage | None
+    cost_usd: float
+    baseline_usd: float
+    score: int
+    words: int
+    signals: tuple[str, ...]
+    stored_at: int
+
+    @classmethod
+    def from_completion(cls, completion: Completion, **facts: Any) -> Self:
+        return cls(
+            response=completion.text,
+            model_used=completion.model,
+            finish_reason=completion.finish_reason,
+            usage=completion.usage,
+            **facts,
+        )
+
+    @property
+    def facts(self) -> dict[str, Any]:
+        """What the record needs of this answer; never its text."""
+        return {
+            "tier": self.tier,
+            "provider": self.target.provider,
+            "model": self.model_used,
+            "usage": self.usage.as_dict() if self.usage else None,
+            "cost_usd": self.cost_usd,
+            "baseline_usd": self.baseline_usd,
+            "score": self.score,
+            "words": self.words,
+            "stored_at": self.stored_at,
+        }
+
+    def encode(self) -> bytes:
+        return orjson.dumps(self.facts) + b"\n" + orjson.dumps(asdict(self))
+
+    @classmethod
+    def decode(cls, stored: bytes) -> Self:
+        fields = orjson.loads(stored[stored.index(b"\n") + 1 :])
+        fields["target"] = Target(**fields["target"])
+        fields["usage"] = Usage(**fields["usage"]) if fields["usage"] else None
+        fields["signals"] = tuple(fields["signals"])
+        return cls(**fields)
+
+
+def answer_key(fingerprint: str) -> str:
+    return f"aqr:answer:{fingerprint}"
+
+
+class AnswerCache:
+    """The cache where it has a Redis of its own. It may fail; the answer may not: a lost cache is a miss."""
+
+    def __init__(self, client: Redis) -> None:
+        self._client = client
+
+    def get(self, fingerprint: str) -> bytes | None:
+        try:
+            found: bytes | None = self._client.get(answer_key(fingerprint))
+        except RedisError:
+            return None
+        return found
+
+    def put(self, fingerprint: str, answer: bytes, ttl_ms: int) -> None:
+        try:
+            self._client.set(answer_key(fingerprint), answer, px=ttl_ms)
+        except RedisError:
+            return
+
+    def ping(self) -> None:
+        self._client.ping()

@@ -1,0 +1,53 @@
+"""Redis clients for our three ways of using it, and the loader of the Lua scripts."""
+
+from functools import cache
+from importlib.resources import files
+
+from redis import Redis
+from redis.backoff import NoBackoff
+from redis.commands.core import Script
+from redis.exceptions import ConnectionError as RedisConnectionError
+from redis.retry import Retry
+
+HOT_TIMEOUT_S = 0.25
+PATIENT_TIMEOUT_S = 5.0
+
+
+def hot_client(url: str) -> Redis:
+    """For requests: gives up in 250 ms, because a query is better answered without Redis than late."""
+    return _client(url, HOT_TIMEOUT_S)
+
+
+def patient_client(url: str) -> Redis:
+    """For workers and the recorder, which have nothing better to do than wait."""
+    return _client(url, PATIENT_TIMEOUT_S)
+
+
+def blocking_client(url: str, block_s: float) -> Redis:
+    """For XREAD BLOCK: the socket must outwait the block (redis-py 8 would otherwise time out first)."""
+    return _client(url, block_s + PATIENT_TIMEOUT_S)
+
+
+def _client(url: str, timeout_s: float) -> Redis:
+    # One retry on a connection that died while it lay in the pool (Redis restarted), none on a time-out.
+    # redis-py 8 would by default retry ten times with back-off: 4 s for a refused connection.
+    client: Redis = Redis.from_url(
+        url,
+        socket_timeout=timeout_s,
+        socket_connect_timeout=min(timeout_s, 2.0),
+        socket_keepalive=True,
+        retry=Retry(NoBackoff(), 1, supported_errors=(RedisConnectionError,)),
+        max_connections=512,
+        health_check_interval=30,
+    )
+    return client
+
+
+def load_script(client: Redis, name: str) -> Script:
+    """The script `lua/<name>.lua` behind the shared prelude, ready to be called by its hash."""
+    return client.register_script(_source("prelude") + _source(name))
+
+
+@cache
+def _source(name: str) -> str:
+    return files("storage").joinpath("lua", f"{name}.lua").read_text("utf-8")

@@ -1,0 +1,199 @@
+"""Usage-stream entries turned into rows: what happened becomes queries, attempts and events.
+
+Ids follow from what happened (`<query>.completed`, `<job>.attempt.2`), so an entry delivered twice makes the same rows.
+"""
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from typing import Any
+
+import orjson
+
+from storage.histogram import bucket_of
+
+SCHEMA_VERSION = 1
+ANALYTICS_TOPIC = "router.query-analytics"
+USAGE_TOPIC = "router.usage-log"
+TOPICS = (ANALYTICS_TOPIC, USAGE_TOPIC)
+
+Row = dict[str, Any]
+
+
+@dataclass(slots=True)
+class Rows:
+    """Rows to write together. `opened` never replaces what is there, `ended` always does."""
+
+    opened: list[Row] = field(default_factory=list)
+    ended: list[Row] = field(default_factory=list)
+    attempts: list[Row] = field(default_factory=list)
+    events: list[Row] = field(default_factory=list)
+
+    def add(self, entry: Mapping[str, bytes]) -> None:
+        """Expand one stream entry. Raises KeyError or ValueError on an entry that is none of ours."""
+        _EXPANDERS[entry["kind"].decode()](entry, self)
+
+
+def rows_of(entries: Iterable[Mapping[str, bytes]]) -> Rows:
+    rows = Rows()
+    for entry in entries:
+        rows.add(entry)
+    return rows
+
+
+def _expand_accepted(entry: Mapping[str, bytes], rows: Rows) -> None:
+    caller, job_id, at = orjson.loads(entry["caller"]), entry["job"].decode(), _time(entry["at"])
+    query = _query(caller, job_id, at)
+    rows.opened.append(query | {"status": "queued"})
+    facts = {k: query[k] for k in ("tier", "score", "words", "cache", "priority")}
+    rows.events.append(_event("query.accepted", query, job_id, at, facts))
+
+
+def _expand_hit(entry: Mapping[str, bytes], rows: Rows) -> None:
+    caller, answer, at = orjson.loads(entry["caller"]), orjson.loads(entry["answer"]), _time(entry["at"])
+    query = _query(caller | _routing(answer), caller["id"], at) | {"cache": "HIT"}
+    query |= {"status": "completed", "ended_at": at, "baseline_usd": answer["baseline_usd"]}
+    query |= {"provider": answer["provider"], "model": answer["model"]}
+    rows.ended.append(query)
+    facts = {**_routing(answer), "provider": query["provider"], "model": query["model"], "cost_usd": 0.0}
+    rows.events.append(_event("query.cache_hit", query, caller["id"], at, facts))
+    rows.events.append(_usage_event(query, caller["id"], at))
+
+
+def _expand_ended(entry: Mapping[str, bytes], rows: Rows) -> None:
+    job_id, at, facts = entry["job"].decode(), _time(entry["at"]), orjson.loads(entry["facts"])
+    tries = [{**a, "number": n} for n, a in enumerate(orjson.loads(entry["attempts"]), 1)]
+    status = entry["status"].decode()
+    callers = orjson.loads(entry["callers"])
+    for asked in callers:
+        query = _ended_query(asked, job_id, at, status, facts, tries)
+        queued_ms = int(entry["started_at"]) - asked["at"]
+        query["queued_ms"] = max(0, queued_ms)
+        rows.ended.append(query)
+        rows.events.append(_event(f"query.{status}", query, job_id, at, _ended_facts(query, facts)))
+        if status == "completed":
+            rows.events.append(_usage_event(query, job_id, at))
+    tenant = callers[0]["caller"]["tenant"] if callers else ""
+    for attempt in tries:
+        rows.attempts.append(_attempt(attempt, job_id, tenant, facts["tier"]))
+        rows.events.append(_attempt_event(attempt, job_id, tenant, at))
+
+
+_EXPANDERS = {"accepted": _expand_accepted, "hit": _expand_hit, "ended": _expand_ended}
+
+
+def _query(caller: Row, job_id: str, at: datetime) -> Row:
+    """What is known of a query when it comes in; a follower's own id differs from the job it joined."""
+    return {
+        "id": caller["id"],
+        "job_id": job_id,
+        "tenant": caller["tenant"],
+        "request_id": caller["request_id"],
+        "cache": caller["cache"] if caller["id"] == job_id else "COALESCED",
+        "tier": caller["tier"],
+        "priority": caller["priority"],
+        "score": caller["score"],
+        "words": caller["words"],
+        "provider": None,
+        "model": None,
+        "prompt_tokens": None,
+        "completion_tokens": None,
+        "cost_usd": 0.0,
+        "baseline_usd": 0.0,
+        "latency_ms": None,
+        "latency_bucket": None,
+        "queued_ms": None,
+        "provider_ms": None,
+        "attempts": 0,
+        "error_code": None,
+        "is_degraded": caller.get("degraded", False),
+        "query_text": caller.get("text"),
+        "created_at": at,
+        "ended_at": None,
+    }
+
+
+def _ended_query(asked: Row, job_id: str, at: datetime, status: str, facts: Row, tries: list[Row]) -> Row:
+    query = _query(asked["caller"], job_id, _time(asked["at"]))
+    latency_ms = max(0.0, (at - query["created_at"]).total_seconds() * 1000)
+    query |= {"status": status, "ended_at": at, "error_code": facts.get("error_code"), "attempts": len(tries)}
+    query |= {"latency_ms": latency_ms, "latency_bucket": bucket_of(latency_ms)}
+    query |= {k: facts.get(k) for k in ("provider", "model", "provider_ms")}
+    query["baseline_usd"] = facts.get("baseline_usd", 0.0)
+    # The answer is paid for once: by the query whose job it was. Those who joined it pay nothing.
+    if query["cache"] != "COALESCED":
+        usage = facts.get("usage") or {}
+        query["cost_usd"] = facts.get("cost_usd", 0.0)
+        query |= {k: usage.get(k) for k in ("prompt_tokens", "completion_tokens")}
+    return query
+
+
+def _ended_facts(query: Row, facts: Row) -> Row:
+    names = ("tier", "cache", "provider", "model", "latency_ms", "queued_ms", "provider_ms", "cost_usd", "attempts")
+    return {name: query[name] for name in names} | {"error_code": facts.get("error_code")}
+
+
+def _routing(answer: Row) -> Row:
+    return {name: answer[name] for name in ("tier", "score", "words")}
+
+
+def _usage_event(query: Row, job_id: str, at: datetime) -> Row:
+    facts = {
+        "tier": query["tier"],
+        "model": query["model"],
+        "provider": query["provider"],
+        "prompt_tokens": query["prompt_tokens"] or 0,
+        "completion_tokens": query["completion_tokens"] or 0,
+        "cost_usd": query["cost_usd"],
+        "cached": query["cache"] == "HIT",
+    }
+    return _event("usage.recorded", query, job_id, at, facts, topic=USAGE_TOPIC)
+
+
+def _event(kind: str, query: Row, job_id: str, at: datetime, facts: Row, topic: str = ANALYTICS_TOPIC) -> Row:
+    who = {"query_id": query["id"], "job_id": job_id, "tenant": query["tenant"], "request_id": query["request_id"]}
+    text = {"query_text": query["query_text"]} if query["query_text"] is not None else {}
+    return _envelope(f"{query['id']}.{kind.split('.')[1]}", kind, topic, job_id, at, who | facts | text)
+
+
+def _attempt_event(attempt: Row, job_id: str, tenant: str, at: datetime) -> Row:
+    facts = {"job_id": job_id, "tenant": tenant, **attempt}
+    name = "provider.attempt"
+    return _envelope(f"{job_id}.attempt.{attempt['number']}", name, ANALYTICS_TOPIC, job_id, at, facts)
+
+
+def _envelope(event_id: str, kind: str, topic: str, key: str, at: datetime, facts: Row) -> Row:
+    head = {"schema_version": SCHEMA_VERSION, "event_id": event_id, "type": kind, "occurred_at": at.isoformat()}
+    return {
+        "event_id": event_id,
+        "type": kind,
+        "topic": topic,
+        "key": key,
+        "payload": head | facts,
+        "occurred_at": at,
+        "published_at": None,
+    }
+
+
+def _attempt(attempt: Row, job_id: str, tenant: str, tier: str) -> Row:
+    usage = attempt.get("usage") or {}
+    return {
+        "job_id": job_id,
+        "number": attempt["number"],
+        "tenant": tenant,
+        "tier": tier,
+        "provider": attempt.get("provider"),
+        "model": attempt.get("model"),
+        "outcome": attempt["outcome"],
+        "http_status": attempt.get("status"),
+        "detail": attempt.get("detail"),
+        "prompt_tokens": usage.get("prompt_tokens"),
+        "completion_tokens": usage.get("completion_tokens"),
+        "cost_usd": attempt.get("cost_usd", 0.0),
+        "latency_ms": attempt.get("latency_ms"),
+        "started_at": _time(attempt["started_at"]),
+    }
+
+
+def _time(ms: bytes | int) -> datetime:
+    return datetime.fromtimestamp(int(ms) / 1000, UTC)

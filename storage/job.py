@@ -1,0 +1,80 @@
+"""The values of the job ledger: what goes in, what a worker claims, what a caller may read."""
+
+from dataclasses import dataclass
+from typing import Any, Literal
+
+INTERACTIVE, BATCH = 0, 9  # Celery's priorities on Redis: 0 is served first
+PRIORITIES = {"interactive": INTERACTIVE, "batch": BATCH}
+
+OPEN_STATUSES = ("queued", "running")
+ENDED_STATUSES = ("completed", "failed", "cancelled", "expired", "dead")
+
+
+@dataclass(frozen=True, slots=True)
+class Draft:
+    """A query about to become a job. `payload` is what the worker needs, `caller` what the record needs; both JSON."""
+
+    id: str
+    tier: str
+    priority: int
+    fingerprint: str
+    coalesce: bool
+    deadline_ms: int
+    payload: bytes
+    caller: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class Acceptance:
+    """What became of a draft. `answer` for a hit, `job_id` for leader and follower, `depth` where refused."""
+
+    kind: Literal["leader", "follower", "hit", "full", "backlog"]
+    job_id: str | None = None
+    answer: bytes | None = None
+    depth: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Claim:
+    """One run of a job, held under `token` until its lease ends. `remaining_ms` may be negative: then it is late."""
+
+    job_id: str
+    token: str
+    run: int
+    remaining_ms: int
+    tier: str
+    payload: dict[str, Any]
+    created_at: int
+
+
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    """What the reaper found out about one due job (`lua/reap.lua` lists the kinds)."""
+
+    kind: Literal["gone", "early", "ring", "expired", "dead"]
+    job_id: str
+    tier: str = ""
+    priority: int = INTERACTIVE
+    run: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Job:
+    """A job as its caller may see it. Times are Unix ms of the Redis server."""
+
+    id: str
+    status: str
+    tier: str
+    tenant: str
+    created_at: int
+    deadline_at: int
+    payload: dict[str, Any]
+    started_at: int | None
+    ended_at: int | None
+    answer: bytes | None
+    error: dict[str, Any] | None
+    attempts: list[dict[str, Any]]
+
+    @property
+    def is_open(self) -> bool:
+        return self.status in OPEN_STATUSES

@@ -1,0 +1,58 @@
+"""Who is alive: workers per tier, the recorder's state, and the one leader of a role."""
+
+from collections.abc import Iterable
+from typing import Any
+
+import orjson
+from redis import Redis
+
+from storage.connection import load_script
+from storage.ledger import PREFIX
+
+PRESENCE_TTL_MS = 15_000
+RECORDER = PREFIX + "recorder"
+
+
+class Presence:
+    """Signs of life in Redis, each good for 15 s. Redis errors pass through."""
+
+    def __init__(self, client: Redis) -> None:
+        self._client = client
+        self._lead = load_script(client, "lead")
+
+    def show_worker(self, name: str, tiers: Iterable[str]) -> None:
+        """Say that the worker `name` serves these tiers."""
+        with self._client.pipeline(transaction=False) as pipe:
+            for tier in tiers:
+                pipe.set(f"{PREFIX}worker:{tier}:{name}", 1, px=PRESENCE_TTL_MS)
+                pipe.sadd(f"{PREFIX}workers:{tier}", name)
+            pipe.execute()
+
+    def hide_worker(self, name: str, tiers: Iterable[str]) -> None:
+        """Take the worker off the list, at its orderly stop."""
+        for tier in tiers:
+            self._client.delete(f"{PREFIX}worker:{tier}:{name}")
+            self._client.srem(f"{PREFIX}workers:{tier}", name)
+
+    def workers(self, tier: str) -> list[str]:
+        """Names of the tier's living workers; those silent too long are forgotten."""
+        names = sorted(name.decode() for name in self._client.smembers(f"{PREFIX}workers:{tier}"))
+        if not names:
+            return []
+        alive = self._client.mget([f"{PREFIX}worker:{tier}:{name}" for name in names])
+        silent = [name for name, sign in zip(names, alive, strict=True) if sign is None]
+        if silent:
+            self._client.srem(f"{PREFIX}workers:{tier}", *silent)
+        return [name for name in names if name not in silent]
+
+    def lead(self, role: str, token: str, ttl_ms: int) -> bool:
+        """Become or stay the leader of a role for `ttl_ms`."""
+        return bool(self._lead(keys=[f"{PREFIX}leader:{role}"], args=[token, ttl_ms]))
+
+    def report_recorder(self, state: dict[str, Any]) -> None:
+        self._client.set(RECORDER, orjson.dumps(state), px=PRESENCE_TTL_MS)
+
+    def recorder(self) -> dict[str, Any] | None:
+        """What the recorder last said of itself (`database`, `kafka`, `waiting_events`); None where it is silent."""
+        said = self._client.get(RECORDER)
+        return orjson.loads(said) if said else None
