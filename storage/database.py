@@ -25,7 +25,11 @@ def _postgres_engine(url: str) -> Engine:
         pool_pre_ping=True,
         pool_recycle=1800,
         pool_use_lifo=True,
-        connect_args={"connect_timeout": 3, "application_name": "ai-query-router", "options": _POSTGRES_OPTIONS},
+        connect_args={
+            "connect_timeout": 3,
+            "application_name": "ai-query-router",
+            "options": _POSTGRES_OPTIONS,
+        },
     )
 
 

@@ -129,7 +129,17 @@ def _ended_query(asked: Row, job_id: str, at: datetime, status: str, facts: Row,
 
 
 def _ended_facts(query: Row, facts: Row) -> Row:
-    names = ("tier", "cache", "provider", "model", "latency_ms", "queued_ms", "provider_ms", "cost_usd", "attempts")
+    names = (
+        "tier",
+        "cache",
+        "provider",
+        "model",
+        "latency_ms",
+        "queued_ms",
+        "provider_ms",
+        "cost_usd",
+        "attempts",
+    )
     return {name: query[name] for name in names} | {"error_code": facts.get("error_code")}
 
 
@@ -151,7 +161,12 @@ def _usage_event(query: Row, job_id: str, at: datetime) -> Row:
 
 
 def _event(kind: str, query: Row, job_id: str, at: datetime, facts: Row, topic: str = ANALYTICS_TOPIC) -> Row:
-    who = {"query_id": query["id"], "job_id": job_id, "tenant": query["tenant"], "request_id": query["request_id"]}
+    who = {
+        "query_id": query["id"],
+        "job_id": job_id,
+        "tenant": query["tenant"],
+        "request_id": query["request_id"],
+    }
     text = {"query_text": query["query_text"]} if query["query_text"] is not None else {}
     return _envelope(f"{query['id']}.{kind.split('.')[1]}", kind, topic, job_id, at, who | facts | text)
 
@@ -163,7 +178,12 @@ def _attempt_event(attempt: Row, job_id: str, tenant: str, at: datetime) -> Row:
 
 
 def _envelope(event_id: str, kind: str, topic: str, key: str, at: datetime, facts: Row) -> Row:
-    head = {"schema_version": SCHEMA_VERSION, "event_id": event_id, "type": kind, "occurred_at": at.isoformat()}
+    head = {
+        "schema_version": SCHEMA_VERSION,
+        "event_id": event_id,
+        "type": kind,
+        "occurred_at": at.isoformat(),
+    }
     return {
         "event_id": event_id,
         "type": kind,

@@ -51,13 +51,11 @@ class Ledger:
     `now_ms` replaces the Redis server's clock in tests. Redis errors pass through to the caller.
     """
 
-    def __init__(
-        self, client: Redis, limits: LedgerLimits, *, now_ms: Callable[[], int] | None = None
-    ) -> None:
+    def __init__(self, client: Redis, limits: LedgerLimits, *, now_ms: Callable[[], int] | None = None) -> None:
         self.client = client
         self.limits = limits
         self._now_ms = now_ms
-        names = ("find", "accept", "claim", "renew", "finish", "reap")
+        names = ("find", "accept", "withdraw", "claim", "renew", "finish", "reap")
         self._scripts = {name: load_script(client, name) for name in names}
 
     def find(self, fingerprint: str, caller: bytes) -> bytes | None:
@@ -97,6 +95,10 @@ class Ledger:
             ],
         )
         return _acceptance(kind.decode(), value)
+
+    def withdraw(self, job_id: str) -> bool:
+        """Undo an accept; False where the job already runs, or others have joined it."""
+        return bool(self._scripts["withdraw"](keys=[_job(job_id), _callers(job_id), DUE], args=[job_id]))
 
     def claim(self, job_id: str, token: str, worker: str) -> Claim | str:
         """Take the job for one run, or the reason why not: `missing`, `running` or an ended status."""
@@ -211,14 +213,12 @@ def _server_ms(client: Redis) -> int:
     return int(seconds * 1000 + micros // 1000)
 
 
-def _acceptance(kind: str, value: bytes) -> Acceptance:
-    match kind:
-        case "leader" | "follower":
-            return Acceptance(kind, job_id=value.decode())
-        case "hit":
-            return Acceptance(kind, answer=value)
-        case _:
-            return Acceptance(kind, depth=int(value))  # type: ignore[arg-type]
+def _acceptance(kind: Any, value: bytes) -> Acceptance:
+    if kind == "hit":
+        return Acceptance(kind, answer=value)
+    if kind in ("leader", "follower"):
+        return Acceptance(kind, job_id=value.decode())
+    return Acceptance(kind, depth=int(value))
 
 
 def _job_view(job_id: str, fields: dict[bytes, bytes], attempts: list[bytes]) -> Job:

@@ -95,7 +95,11 @@ def _latencies(connection: Connection, since: datetime) -> dict[str, dict[int, i
 def _providers(connection: Connection, since: datetime) -> dict[str, Any]:
     a = attempts.c
     grouped = select(
-        a.provider, a.outcome, func.count().label("n"), func.sum(a.cost_usd).label("cost"), func.avg(a.latency_ms)
+        a.provider,
+        a.outcome,
+        func.count().label("n"),
+        func.sum(a.cost_usd).label("cost"),
+        func.avg(a.latency_ms),
     ).where(a.started_at >= since, a.provider.is_not(None))
     found: dict[str, Any] = {}
     for provider, outcome, count, cost, mean_ms in connection.execute(grouped.group_by(a.provider, a.outcome)):

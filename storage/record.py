@@ -37,9 +37,7 @@ def mark_published(connection: Connection, seqs: Iterable[int]) -> None:
 def mark_unpublished(engine: Engine) -> int:
     """Put every event back into the outbox, for a broker that has lost its topics. Returns how many."""
     with engine.begin() as connection:
-        changed = connection.execute(
-            update(events).where(events.c.published_at.is_not(None)).values(published_at=None)
-        )
+        changed = connection.execute(update(events).where(events.c.published_at.is_not(None)).values(published_at=None))
     return int(changed.rowcount)
 
 

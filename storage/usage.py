@@ -12,6 +12,7 @@ GROUP = "recorder"
 POISON = "aqr:usage:poison"
 POISON_KEPT = 10_000
 ABANDONED_AFTER_MS = 30_000
+FORGOTTEN_AFTER_MS = 3_600_000
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,6 +37,13 @@ class UsageStream:
         except ResponseError as error:
             if not str(error).startswith("BUSYGROUP"):
                 raise
+
+        self._forget_dead_consumers()
+
+    def _forget_dead_consumers(self) -> None:
+        for consumer in self._client.xinfo_consumers(USAGE, GROUP):
+            if consumer["pending"] == 0 and consumer["idle"] > FORGOTTEN_AFTER_MS:
+                self._client.xgroup_delconsumer(USAGE, GROUP, consumer["name"])
 
     def read(self, at_most: int, block_ms: int) -> list[Entry]:
         """The next new entries, waiting up to `block_ms` for the first."""

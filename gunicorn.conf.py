@@ -1,0 +1,88 @@
+"""gunicorn's settings: threads that may wait for answers, and a shutdown that tells them so."""
+
+import os
+import shutil
+import signal
+import tempfile
+from typing import Any
+
+from gunicorn.glogging import Logger
+from pythonjsonlogger.json import JsonFormatter
+
+from config import load_settings
+
+
+class JsonLogger(Logger):
+    """gunicorn's own few lines in the form of all the others. Requests are logged by the application."""
+
+    def setup(self, cfg: Any) -> None:
+        super().setup(cfg)
+        for handler in self.error_log.handlers:
+            handler.setFormatter(
+                JsonFormatter(
+                    "%(levelname)s %(name)s %(message)s",
+                    rename_fields={"levelname": "level", "name": "logger"},
+                    static_fields={"process": "web"},
+                    timestamp=True,
+                )
+            )
+
+
+_settings = load_settings()
+
+_host = f"[{_settings.host}]" if ":" in _settings.host else _settings.host
+bind = f"{_host}:{_settings.port}"
+worker_class = "gthread"
+workers = _settings.web_processes
+threads = _settings.web_threads
+worker_connections = 1000
+backlog = 1024
+
+timeout = 60
+graceful_timeout = 75  # more than the longest wait for an answer (MAX_WAIT_SECONDS)
+keepalive = 75  # more than a load balancer's idle time, or it meets connections that we just closed
+max_requests = 0  # recycling a process would cut the waits in it
+preload_app = False  # Kafka, SQL and stream clients must not be forked
+
+# The heartbeat file: on a disk its update can stall.
+worker_tmp_dir = "/dev/shm" if os.path.isdir("/dev/shm") else None  # noqa: S108
+# On by default since 25.1; two services of one user would share its path.
+control_socket_disable = True
+
+logger_class = JsonLogger
+accesslog = None
+
+_metrics_dir: str | None = None
+
+
+def when_ready(server: Any) -> None:
+    """Before the first fork: a fresh folder for metrics, which prometheus_client reads when it is imported."""
+    global _metrics_dir
+    _metrics_dir = os.environ["PROMETHEUS_MULTIPROC_DIR"] = tempfile.mkdtemp(prefix="router-metrics-")
+
+
+def post_worker_init(worker: Any) -> None:
+    """On SIGTERM say so first: waits end early and /readyz turns 503, then gunicorn drains the process."""
+    from webapp import draining
+
+    gunicorn_handler = signal.getsignal(signal.SIGTERM)
+
+    def drain(signum: int, frame: Any) -> None:
+        draining.start()
+        if callable(gunicorn_handler):
+            gunicorn_handler(signum, frame)
+
+    signal.signal(signal.SIGTERM, drain)
+    signal.siginterrupt(signal.SIGTERM, False)
+
+
+def child_exit(server: Any, worker: Any) -> None:
+    """Drop the live gauges of a process that is gone."""
+    from prometheus_client import multiprocess
+
+    multiprocess.mark_process_dead(worker.pid)
+
+
+def on_exit(server: Any) -> None:
+    if _metrics_dir:
+        shutil.rmtree(_metrics_dir, ignore_errors=True)

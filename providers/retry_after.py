@@ -1,0 +1,45 @@
+"""Reads from a 429's headers how long to wait, in the three notations that providers use."""
+
+import math
+import re
+import time
+from collections.abc import Mapping
+from contextlib import suppress
+from email.utils import parsedate_to_datetime
+
+UNIT_SECONDS = {"d": 86_400.0, "h": 3600.0, "m": 60.0, "s": 1.0, "ms": 0.001}
+_DURATION_PART = re.compile(r"(\d+(?:\.\d+)?)(ms|[dhms])")
+
+
+def retry_after(headers: Mapping[str, str], now: float) -> float | None:
+    """Seconds to wait: `retry-after`, else the nearer of Groq's `x-ratelimit-reset-*`; None where unsaid.
+
+    The nearer one, because the farther is usually the daily allowance, which is seldom the one used up.
+    `now` is Unix time in seconds.
+    """
+    if said := headers.get("retry-after"):
+        return _seconds(said) if _seconds(said) is not None else _until_date(said, now)
+    resets = [parse_duration(headers.get(f"x-ratelimit-reset-{what}", "")) for what in ("requests", "tokens")]
+    return min((reset for reset in resets if reset is not None), default=None)
+
+
+def parse_duration(text: str) -> float | None:
+    """Seconds of a duration such as `2m59.56s` or `120ms`; None for anything else."""
+    parts = _DURATION_PART.findall(text)
+    if not parts or "".join(number + unit for number, unit in parts) != text.strip():
+        return None
+    return sum(float(number) * UNIT_SECONDS[unit] for number, unit in parts)
+
+
+def _seconds(text: str) -> float | None:
+    with suppress(ValueError):
+        seconds = float(text)
+        if math.isfinite(seconds):
+            return max(0.0, seconds)
+    return None
+
+
+def _until_date(text: str, now: float) -> float | None:
+    with suppress(ValueError):
+        return max(0.0, parsedate_to_datetime(text).timestamp() - now)
+    return None

@@ -1,0 +1,61 @@
+"""Parts built from the settings, the same way in every process."""
+
+import time
+from collections.abc import Mapping
+from datetime import UTC, datetime
+
+from redis import Redis
+
+from config import Settings
+from providers import build_providers
+from providers.chain import Chain
+from routing.catalogue import load_catalogue
+from routing.tier import Tier
+from storage.answer import AnswerCache
+from storage.board import SharedBoard
+from storage.ledger import Ledger, LedgerLimits
+from tasks.answer import Answerer, Leases
+from tasks.target import resolve_tiers
+
+
+def build_ledger(settings: Settings, client: Redis) -> Ledger:
+    return Ledger(
+        client,
+        LedgerLimits(
+            max_queue_depth=settings.max_queue_depth,
+            max_unrecorded_events=settings.max_unrecorded_events,
+            max_runs=settings.max_job_runs,
+            lease_ms=_ms(settings.lease_seconds),
+            republish_ms=_ms(settings.republish_seconds),
+            keep_ms=_ms(settings.job_ttl_seconds),
+        ),
+    )
+
+
+def build_tiers(settings: Settings) -> dict[str, Tier]:
+    return resolve_tiers(settings, load_catalogue(), datetime.now(UTC).date())
+
+
+def build_answerer(
+    settings: Settings,
+    ledger: Ledger,
+    leases: Leases,
+    *,
+    tiers: Mapping[str, Tier],
+    cache: AnswerCache | None,
+    worker: str,
+    pool_size: int,
+) -> Answerer:
+    """The answerer of a worker, or of a web process that answers inline; `pool_size` = calls at the same time."""
+    catalogue = load_catalogue()
+    providers = build_providers(settings, pool_size=pool_size)
+    chain = Chain(providers, catalogue, SharedBoard(ledger.client), now_ms=_now_ms)
+    return Answerer(ledger, chain, tiers, catalogue, leases, worker, cache)
+
+
+def _now_ms() -> int:
+    return time.time_ns() // 1_000_000
+
+
+def _ms(seconds: float) -> int:
+    return int(seconds * 1000)

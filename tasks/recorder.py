@@ -1,0 +1,179 @@
+"""Entry of the recorder: usage stream → SQL in batches, and the outbox → Kafka on a thread beside it."""
+
+import logging
+import os
+import signal
+import socket
+import threading
+from functools import partial
+
+from redis import RedisError
+from redis.exceptions import ResponseError
+from sqlalchemy import Engine
+from sqlalchemy.exc import DBAPIError, OperationalError, SQLAlchemyError
+
+from config import Settings, load_settings
+from logs import configure_logging
+from storage.connection import blocking_client, patient_client
+from storage.database import build_engine
+from storage.event import rows_of
+from storage.presence import Presence
+from storage.record import write
+from storage.usage import Entry, UsageStream
+from tasks.relay import Relay, connect
+
+log = logging.getLogger(__name__)
+
+BATCH = 500
+BLOCK_MS = 500
+PAUSE_S = 1.0
+IDLE_RELAY_S = 0.25
+TAKE_OVER_EVERY = 20  # rounds between looks for entries that a dead recorder left behind
+REPORT_S = 3.0
+
+
+class Recorder:
+    """Moves entries from the stream into SQL. An entry leaves the stream only when its rows are committed."""
+
+    def __init__(self, stream: UsageStream, engine: Engine) -> None:
+        self._stream, self._engine = stream, engine
+        self.database_state = "starting"
+        self._rounds = 0
+        self._unrecorded: list[Entry] = []
+
+    def run(self) -> int:
+        """Record one batch; how many entries left the stream. Redis and SQL errors pass through.
+
+        After an error the same batch is tried again.
+        """
+        self._unrecorded = self._unrecorded or self._next()
+        entries = self._unrecorded
+        if not entries:
+            return 0
+        if self._record(entries):
+            self._stream.acknowledge(entries)
+        else:
+            for entry in entries:
+                self._record_alone(entry)
+        self._unrecorded = []
+        return len(entries)
+
+    def _next(self) -> list[Entry]:
+        self._rounds += 1
+        if self._rounds % TAKE_OVER_EVERY == 1 and (left := self._stream.take_over(BATCH)):
+            log.info("recorder.took_over", extra={"entries": len(left)})
+            return left
+        return self._stream.read(BATCH, BLOCK_MS)
+
+    def _record(self, entries: list[Entry]) -> bool:
+        """Whether the batch is in SQL; False where one of its entries is at fault. Raises where SQL is away."""
+        try:
+            write(self._engine, rows_of(entry.fields for entry in entries))
+        except (KeyError, ValueError, TypeError):
+            return False
+        except DBAPIError as error:
+            if error.connection_invalidated or isinstance(error, OperationalError):
+                raise
+            return False
+        self.database_state = "ok"
+        return True
+
+    def _record_alone(self, entry: Entry) -> None:
+        if self._record([entry]):
+            self._stream.acknowledge([entry])
+        else:
+            log.error("recorder.entry_set_aside", extra={"entry": entry.id.decode()})
+            self._stream.set_aside(entry, "its rows cannot be made or written")
+
+
+class RecorderProcess:
+    """Recorder, relay and their reports, until told to stop."""
+
+    def __init__(self, settings: Settings) -> None:
+        client = patient_client(settings.ledger_url)
+        consumer = f"{socket.gethostname()}:{os.getpid()}"
+        self._stream = UsageStream(blocking_client(settings.ledger_url, BLOCK_MS / 1000), consumer)
+        self._presence = Presence(client)
+        self._engine = build_engine(settings.database_url)
+        self._recorder = Recorder(self._stream, self._engine)
+        servers = settings.kafka_bootstrap_servers
+        self._relay = Relay(self._engine, self._presence, partial(connect, servers)) if servers else None
+        self._stopped = threading.Event()
+        self._relayed = threading.Event()
+
+    def stop(self, *_: object) -> None:
+        self._stopped.set()
+
+    def run(self) -> None:
+        threads = [threading.Thread(target=self._report_often, name="report", daemon=True)]
+        if self._relay:
+            threads.append(threading.Thread(target=self._relay_often, name="relay", daemon=True))
+        for thread in threads:
+            thread.start()
+        log.info("recorder.started", extra={"kafka": bool(self._relay)})
+        self._record_often()
+        for thread in threads:
+            thread.join(timeout=20)
+        log.info("recorder.stopped")
+
+    def _record_often(self) -> None:
+        is_open = False
+        while not self._stopped.is_set():
+            try:
+                if not is_open:
+                    self._stream.open()
+                    is_open = True
+                self._recorder.run()
+            except ResponseError:
+                is_open = False  # NOGROUP: Redis was emptied
+                self._stopped.wait(PAUSE_S)
+            except RedisError as error:
+                self._wait("redis", error)
+            except SQLAlchemyError as error:
+                self._recorder.database_state = "down"
+                self._wait("database", error)
+
+    def _relay_often(self) -> None:
+        relay = self._relay
+        assert relay is not None  # noqa: S101 - the thread is only started with one
+        while not self._stopped.is_set():
+            try:
+                published = relay.run()
+            except (RedisError, SQLAlchemyError):
+                published = 0
+            if not published:
+                self._stopped.wait(PAUSE_S if relay.state == "down" else IDLE_RELAY_S)
+        relay.close()
+
+    def _report_often(self) -> None:
+        while not self._stopped.is_set():
+            try:
+                self._presence.report_recorder(self.state())
+            except RedisError:
+                log.debug("recorder.report_failed")
+            self._stopped.wait(REPORT_S)
+
+    def state(self) -> dict[str, object]:
+        """What GET /health says of this process."""
+        return {
+            "database": self._recorder.database_state,
+            "kafka": self._relay.state if self._relay else "off",
+            "waiting_events": self._stream.waiting(),
+        }
+
+    def _wait(self, part: str, error: Exception) -> None:
+        log.warning("recorder.waiting", extra={"part": part, "error": type(error).__name__})
+        self._stopped.wait(PAUSE_S)
+
+
+def main() -> None:
+    settings = load_settings()
+    configure_logging(settings.log_level, "recorder")
+    process = RecorderProcess(settings)
+    signal.signal(signal.SIGTERM, process.stop)
+    signal.signal(signal.SIGINT, process.stop)
+    process.run()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,93 @@
+"""The HTTP API: `gunicorn "webapp:create_app()"`."""
+
+import logging
+import re
+import time
+from uuid import uuid4
+
+import orjson
+from flask import Flask, Response, g, request
+from flask_openapi3 import Info, OpenAPI
+
+from config import Settings, load_settings
+from logs import bind_log_context, clear_log_context, configure_logging
+from webapp.api import api
+from webapp.document import document
+from webapp.operation import operation
+from webapp.problem import Problem, ProblemDetails, from_validation, register_problems
+from webapp.service import attach, build_services, services
+
+log = logging.getLogger(__name__)
+
+VERSION = "0.1.0"
+_SANE_REQUEST_ID = re.compile(r"[A-Za-z0-9._:-]{1,64}")
+_QUIET_ROUTES = {"/livez", "/readyz", "/metrics", "/health"}
+
+
+def create_app(settings: Settings | None = None) -> Flask:
+    """The WSGI app. Connects to nothing until the first request."""
+    if settings is None:
+        settings = load_settings()
+        configure_logging(settings.log_level, "web")
+    app = OpenAPI(
+        __name__,
+        info=Info(title="AI Query Router", version=VERSION),
+        doc_ui=False,
+        validation_error_model=ProblemDetails,
+        validation_error_callback=from_validation,
+        static_folder=None,
+    )
+    app.config["MAX_CONTENT_LENGTH"] = settings.max_body_bytes
+    attach(app, build_services(settings))
+    register_problems(app)
+    app.register_api(api)
+    app.register_api(operation)
+    app.register_blueprint(document)
+    app.before_request(_begin)
+    app.before_request(_parse_json)
+    app.after_request(_end)
+    return app
+
+
+def _begin() -> None:
+    g.started = time.perf_counter()
+    given = request.headers.get("X-Request-Id", "")
+    g.request_id = given if _SANE_REQUEST_ID.fullmatch(given) else uuid4().hex
+    clear_log_context()
+    bind_log_context(request_id=g.request_id)
+
+
+def _parse_json() -> None:
+    """Refuse bodies that are not JSON here, so that the models only ever see JSON."""
+    if request.method not in ("POST", "PUT", "PATCH") or request.url_rule is None:
+        return
+    if not request.is_json:
+        raise Problem("not_json", "Send the body as JSON, with Content-Type: application/json.")
+    try:
+        parsed = orjson.loads(request.get_data())
+    except orjson.JSONDecodeError as error:
+        raise Problem("malformed_json", f"The body is not JSON: {error}.") from None
+    if not isinstance(parsed, dict):
+        raise Problem("invalid_request", "The body must be a JSON object.", errors=[("body", "must be an object")])
+    # What flask-openapi3 reads; Flask's own parser would take NaN and a second look at the bytes.
+    request._cached_json = (parsed, parsed)
+
+
+def _end(response: Response) -> Response:
+    seconds = time.perf_counter() - g.started
+    response.headers["X-Request-Id"] = g.request_id
+    response.headers.setdefault("X-Content-Type-Options", "nosniff")
+    route = request.url_rule.rule if request.url_rule else "unknown"
+    services().meter.count_request(route, request.method, response.status_code, seconds)
+    level = logging.DEBUG if route in _QUIET_ROUTES else logging.INFO
+    log.log(
+        level,
+        "request.ended",
+        extra={
+            "route": route,
+            "method": request.method,
+            "status": response.status_code,
+            "ms": round(seconds * 1000, 2),
+        },
+    )
+    return response

@@ -1,0 +1,201 @@
+"""The routes of /api/v1: ask, poll, classify, measure."""
+
+import re
+import secrets
+import time
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+import orjson
+from flask import Response, g, request
+from flask_openapi3 import APIBlueprint, Tag
+from redis import RedisError
+from sqlalchemy.exc import SQLAlchemyError
+
+from routing.classifier import classify
+from routing.query import Query
+from routing.tier import TIER_NAMES
+from storage.metric import measure
+from webapp.accept import Ask, Outcome, accept
+from webapp.document import problems
+from webapp.problem import Problem, invalid
+from webapp.schema import ClassifyBody, ClassifyView, JobPath, JobView, MetricsQuery, QueryAnswer, QueryBody
+from webapp.service import services
+from webapp.view import answer_body, job_body, lost_sight_body, poll_after
+
+TENANT = "default"  # one tenant until keys exist; already part of every key and row
+
+api = APIBlueprint("api", __name__, url_prefix="/api/v1", abp_tags=[Tag(name="queries")])
+
+_PREFER_WAIT = re.compile(r"\bwait=(\d{1,6})\b")
+
+
+@api.post(
+    "/query",
+    summary="Ask",
+    responses={
+        200: QueryAnswer,
+        202: JobView,
+        **problems(400, 404, 409, 413, 415, 422, 429, 500, 502, 503, 504),
+    },
+)
+def ask_query(body: QueryBody) -> Response:
+    """Answers with the cheapest model that is good enough, or with 202 and a job when it takes longer than the wait."""
+    parts = services()
+    ask = _ask(body)
+    outcome = accept(ask, parts)
+    if outcome.answer is None:
+        return _accepted(outcome)
+    parts.meter.count_query(outcome.answer.tier, outcome.cache)
+    return _answered(ask, outcome)
+
+
+@api.get(
+    "/jobs/<string:id>",
+    summary="Poll a job",
+    responses={200: JobView, 202: JobView, **problems(404, 422, 500, 503)},
+)
+def get_job(path: JobPath) -> Response:
+    """200 when the job has ended, 202 with Retry-After while it is open. Ended jobs are kept for JOB_TTL_SECONDS."""
+    parts = services()
+    try:
+        job = parts.ledger.job(path.id)
+        if job is None or job.tenant != TENANT:
+            raise Problem("job_unknown", "No job has this id; ended jobs are forgotten after a while.")
+        body = job_body(job, parts)
+    except RedisError:
+        raise Problem(
+            "redis_unavailable", "Jobs live in Redis, which is away; the job goes on.", retry_after=1
+        ) from None
+    if not job.is_open:
+        return _json(body)
+    return _json(body, 202, {"Retry-After": poll_after(body)})
+
+
+@api.post("/classify", summary="Dry run", responses={200: ClassifyView, **problems(400, 413, 415, 422, 500)})
+def classify_query(body: ClassifyBody) -> Response:
+    """Which tier the query would go to, the signals that say so, and the targets in order. Calls no provider."""
+    parts = services()
+    _check_length(body.query)
+    judged = classify(body.query, parts.thresholds)
+    signals = [
+        {
+            "name": s.name,
+            "points": s.points,
+            "spans": s.spans,
+            "texts": [body.query[start:end] for start, end in s.spans],
+        }
+        for s in judged.signals
+    ]
+    targets = [{"provider": t.provider, "model": t.model} for t in parts.tiers[judged.tier].targets]
+    return _json(
+        {
+            "tier": judged.tier,
+            "score": judged.score,
+            "words": judged.words,
+            "signals": signals,
+            "targets": targets,
+        }
+    )
+
+
+@api.get("/metrics", summary="Statistics", responses={**problems(422, 500, 503)})
+def get_metrics(query: MetricsQuery) -> Response:
+    """Queries, hit rate, latencies, tokens, cost and savings of the window, and the queues of this moment."""
+    parts = services()
+    since = datetime.now(UTC) - timedelta(hours=query.hours)
+    try:
+        with parts.engine.connect() as connection:
+            measured = measure(connection, since)
+    except SQLAlchemyError:
+        raise Problem(
+            "database_unavailable", "Statistics live in the database, which is away.", retry_after=5
+        ) from None
+    baseline = next(iter(parts.tiers["complex"].targets), None)
+    measured["cost"]["baseline"] = f"every query answered by {baseline}"
+    return _json({"window_hours": query.hours, "since": since.isoformat(), **measured, **_queues()})
+
+
+def _queues() -> dict[str, Any]:
+    parts = services()
+    try:
+        return {"queues": parts.ledger.depths(TIER_NAMES), "recorder": parts.presence.recorder()}
+    except RedisError:
+        return {"queues": None, "recorder": None}
+
+
+def _ask(body: QueryBody) -> Ask:
+    settings = services().settings
+    _check_length(body.query)
+    _check_length(body.system or "", "system")
+    deadline_s = body.deadline_seconds or settings.job_deadline_seconds
+    if deadline_s > settings.max_deadline_seconds:
+        raise invalid("deadline_seconds", f"at most {settings.max_deadline_seconds:g}")
+    if (body.wait_seconds or 0) > settings.max_wait_seconds:
+        raise invalid("wait_seconds", f"at most {settings.max_wait_seconds:g}; poll the job for longer")
+    return Ask(
+        id=new_id(),
+        query=Query(body.query, body.tier, body.system, body.max_tokens, body.temperature),
+        tenant=TENANT,
+        request_id=g.request_id,
+        wait_s=_wait_seconds(body.wait_seconds),
+        deadline_s=deadline_s,
+        priority=body.priority,
+        cache_mode=body.cache.mode,
+        ttl_s=body.cache.ttl or settings.cache_ttl_seconds,
+        is_text_recorded=settings.record_query_text,
+    )
+
+
+def new_id() -> str:
+    """An id that sorts by time, so that the tables' indexes grow at one end."""
+    return f"{time.time_ns() // 1_000_000:012x}{secrets.token_hex(10)}"
+
+
+def _wait_seconds(asked: float | None) -> float:
+    """The body's word first, then the Prefer header (RFC 7240), then the default."""
+    settings = services().settings
+    if asked is not None:
+        return asked
+    prefer = request.headers.get("Prefer", "")
+    if found := _PREFER_WAIT.search(prefer):
+        return min(float(found[1]), settings.max_wait_seconds)
+    return 0 if "respond-async" in prefer else settings.sync_wait_seconds
+
+
+def _check_length(text: str, field: str = "query") -> None:
+    most = services().settings.max_query_chars
+    if len(text) > most:
+        message = f"has {len(text)} characters; at most {most} are allowed"
+        raise Problem("query_too_long", f"{field} {message}.", errors=[(field, message)])
+
+
+def _answered(ask: Ask, outcome: Outcome) -> Response:
+    answer = outcome.answer
+    assert answer is not None  # noqa: S101 - the caller has looked
+    latency_ms = (time.perf_counter() - g.started) * 1000
+    is_hit = outcome.cache == "HIT"
+    body = answer_body(answer, query_id=ask.id, query=ask.query.text, latency_ms=latency_ms, is_hit=is_hit)
+    if outcome.cache == "COALESCED":
+        body["cost_estimate"] = 0.0
+    headers = {"X-Cache": outcome.cache, "Server-Timing": f"total;dur={latency_ms:.2f}"}
+    if is_hit:
+        headers["Age"] = str(max(0, time.time_ns() // 1_000_000 - answer.stored_at) // 1000)
+    if outcome.is_degraded:
+        headers["X-Router-Degraded"] = "redis"
+    return _json(body, headers=headers)
+
+
+def _accepted(outcome: Outcome) -> Response:
+    parts = services()
+    try:
+        job = parts.ledger.job(outcome.job_id or "")
+        body = job_body(job, parts) if job else lost_sight_body(outcome.job_id or "")
+    except RedisError:
+        body = lost_sight_body(outcome.job_id or "")
+    headers = {"Location": body["links"]["self"], "Retry-After": poll_after(body), "X-Cache": outcome.cache}
+    return _json(body, 202, headers)
+
+
+def _json(body: dict[str, Any], status: int = 200, headers: dict[str, str] | None = None) -> Response:
+    return Response(orjson.dumps(body), status=status, mimetype="application/json", headers=headers)

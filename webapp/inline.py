@@ -1,0 +1,75 @@
+"""Answering in the web process while Redis is away: no cache, no queue, but an answer, and its record in SQL."""
+
+import logging
+import threading
+
+import orjson
+from sqlalchemy import Engine
+from sqlalchemy.exc import SQLAlchemyError
+
+from storage.answer import Answer
+from storage.event import rows_of
+from storage.job import Claim, Draft
+from storage.ledger import Ending
+from storage.record import write
+from tasks.answer import Answerer
+from webapp.problem import Problem
+
+log = logging.getLogger(__name__)
+
+
+class AlwaysHeld:
+    """Leases of claims that nobody else can see."""
+
+    def hold(self, claim: Claim) -> None: ...
+
+    def drop(self, job_id: str) -> None: ...
+
+    def is_held(self, job_id: str) -> bool:
+        return True
+
+
+class Inline:
+    """A bounded number of answers at a time; more than that are refused, so that the process stays responsive."""
+
+    def __init__(self, answerer: Answerer, engine: Engine, at_most: int) -> None:
+        self._answerer, self._engine = answerer, engine
+        self._slots = threading.BoundedSemaphore(at_most)
+
+    def answer(self, draft: Draft) -> Answer:
+        """The answer. Raises Problem where no provider answers or too many queries are being answered so."""
+        if not self._slots.acquire(blocking=False):
+            detail = "Redis is away and this process already answers as many queries as it may on its own."
+            raise Problem("overloaded", detail, retry_after=1)
+        try:
+            return self._run(draft)
+        finally:
+            self._slots.release()
+
+    def _run(self, draft: Draft) -> Answer:
+        started = self._answerer.now_ms()
+        payload = orjson.loads(draft.payload)
+        claim = Claim(draft.id, "inline", 1, draft.deadline_ms, draft.tier, payload, started)
+        ending = self._answerer.run(claim)
+        self._record(draft, ending, started)
+        if ending.error:
+            raise Problem(**ending.error)
+        return Answer.decode(ending.answer)
+
+    def _record(self, draft: Draft, ending: Ending, started: int) -> None:
+        caller = {**orjson.loads(draft.caller), "degraded": True}
+        entry = {
+            "kind": b"ended",
+            "at": str(self._answerer.now_ms()).encode(),
+            "job": draft.id.encode(),
+            "status": ending.status.encode(),
+            "facts": orjson.dumps(ending.facts),
+            "started_at": str(started).encode(),
+            "callers": orjson.dumps([{"at": started, "caller": caller}]),
+            "attempts": orjson.dumps(list(ending.attempts)),
+        }
+        try:
+            write(self._engine, rows_of([entry]))
+        except SQLAlchemyError:
+            # Redis and SQL both away: the log is the last place left.
+            log.exception("usage.unrecorded", extra={"query_id": draft.id, "facts": ending.facts})

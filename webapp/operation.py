@@ -1,0 +1,73 @@
+"""The routes for operators: health, liveness, readiness and Prometheus."""
+
+from collections.abc import Iterator
+from typing import Any
+
+import orjson
+from flask import Response
+from flask_openapi3 import APIBlueprint, Tag
+from redis import RedisError
+
+from routing.tier import TIER_NAMES
+from webapp.document import problems
+from webapp.draining import is_draining
+from webapp.health import DOWN, check_health
+from webapp.service import Services, services
+
+operation = APIBlueprint("operation", __name__, abp_tags=[Tag(name="operation")])
+
+_STATUS = {"type": "object", "properties": {"status": {"type": "string"}}}
+_STATES: dict[int, Any] = {
+    status: {"description": text, "content": {"application/json": {"schema": _STATUS}}}
+    for status, text in ((200, "Fine, or degraded"), (503, "Some queries cannot be answered"))
+}
+
+
+@operation.get("/health", summary="Health of every part", responses={**_STATES, **problems(500)})
+def health() -> Response:
+    """Each part by name, and what it means when one is down."""
+    found = check_health(services())
+    return _json(found, 503 if found["status"] == DOWN else 200)
+
+
+@operation.get("/livez", summary="Liveness", responses={200: _STATES[200]})
+def livez() -> Response:
+    """200 while the process can answer at all."""
+    return _json({"status": "ok"})
+
+
+@operation.get("/readyz", summary="Readiness", responses=_STATES)
+def readyz() -> Response:
+    """503 while the process is stopping. Redis or the database being away is no reason: queries are still answered."""
+    return _json({"status": "stopping"}, 503) if is_draining() else _json({"status": "ok"})
+
+
+@operation.get(
+    "/metrics",
+    summary="Prometheus",
+    responses={200: {"description": "Text format", "content": {"text/plain": {"schema": {"type": "string"}}}}},
+)
+def prometheus() -> Response:
+    """`aqr_http_*` are this machine's; `aqr_fleet_*` are the same on every replica: take max(), not sum()."""
+    parts = services()
+    return Response(parts.meter.expose(_gauges(parts)), mimetype="text/plain", content_type="text/plain; version=0.0.4")
+
+
+def _gauges(parts: Services) -> Iterator[tuple[str, str, dict[str, str], float]]:
+    try:
+        for tier, depth in parts.ledger.depths(TIER_NAMES).items():
+            yield "aqr_fleet_jobs_queued", "Jobs waiting for a worker", {"tier": tier}, depth["queued"]
+            yield "aqr_fleet_jobs_running", "Jobs held by a worker", {"tier": tier}, depth["running"]
+            alive = len(parts.presence.workers(tier))
+            yield "aqr_fleet_workers", "Worker processes alive", {"tier": tier}, alive
+        said = parts.presence.recorder()
+    except RedisError:
+        yield "aqr_fleet_redis_up", "Whether Redis answers", {}, 0
+        return
+    yield "aqr_fleet_redis_up", "Whether Redis answers", {}, 1
+    if said:
+        yield "aqr_fleet_events_waiting", "Events not yet in SQL", {}, said["waiting_events"]
+
+
+def _json(body: dict[str, Any], status: int = 200) -> Response:
+    return Response(orjson.dumps(body), status=status, mimetype="application/json")

@@ -1,0 +1,92 @@
+"""What the routes work with, built once per process in `create_app`."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from flask import Flask, current_app
+from sqlalchemy import Engine
+
+from config import Settings
+from routing.classifier import Thresholds
+from routing.tier import Tier
+from storage.answer import AnswerCache
+from storage.board import SharedBoard
+from storage.connection import blocking_client, hot_client
+from storage.database import build_engine
+from storage.ledger import Ledger
+from storage.presence import Presence
+from tasks.app import build_celery
+from tasks.build import build_answerer, build_ledger, build_tiers
+from tasks.dispatch import Dispatcher
+from webapp.inline import AlwaysHeld, Inline
+from webapp.meter import Meter
+from webapp.waiter import BLOCK_MS, CompletionListener, Waiter
+
+
+@dataclass(frozen=True, slots=True)
+class Services:
+    """`cache` is None where answers live in the ledger's Redis. `policy` changes whenever answers might."""
+
+    settings: Settings
+    tiers: Mapping[str, Tier]
+    thresholds: Thresholds
+    policy: str
+    ledger: Ledger
+    cache: AnswerCache | None
+    dispatcher: Dispatcher
+    waiter: Waiter
+    inline: Inline
+    presence: Presence
+    board: SharedBoard
+    engine: Engine
+    meter: Meter
+
+
+def build_services(settings: Settings) -> Services:
+    """Connects to nothing yet: every client does so at first use."""
+    client = hot_client(settings.ledger_url)
+    ledger = build_ledger(settings, client)
+    tiers = build_tiers(settings)
+    thresholds = Thresholds(settings.simple_query_max_words, settings.medium_query_max_words)
+    cache = AnswerCache(hot_client(settings.cache_url)) if settings.cache_redis_url else None
+    listener = CompletionListener(blocking_client(settings.ledger_url, BLOCK_MS / 1000))
+    engine = build_engine(settings.database_url)
+    answerer = build_answerer(
+        settings,
+        ledger,
+        AlwaysHeld(),
+        tiers=tiers,
+        cache=cache,
+        worker="web",
+        pool_size=settings.max_inline_answers,
+    )
+    return Services(
+        settings=settings,
+        tiers=tiers,
+        thresholds=thresholds,
+        policy=policy_of(tiers, thresholds),
+        ledger=ledger,
+        cache=cache,
+        dispatcher=Dispatcher(build_celery(settings, is_web=True)),
+        waiter=Waiter(ledger, listener, settings.max_waiters),
+        inline=Inline(answerer, engine, settings.max_inline_answers),
+        presence=Presence(client),
+        board=SharedBoard(client),
+        engine=engine,
+        meter=Meter(),
+    )
+
+
+def policy_of(tiers: Mapping[str, Tier], thresholds: Thresholds) -> str:
+    """A name for everything configured that changes answers: part of every fingerprint."""
+    return repr((thresholds, sorted((tier.name, tier.targets, tier.max_tokens) for tier in tiers.values())))
+
+
+def attach(app: Flask, services: Services) -> None:
+    app.extensions["services"] = services
+
+
+def services() -> Services:
+    """The services of the current request's app."""
+    found: Services = current_app.extensions["services"]
+    return found

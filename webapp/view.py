@@ -1,0 +1,94 @@
+"""Answers and jobs as the caller sees them."""
+
+import math
+from datetime import UTC, datetime
+from typing import Any
+
+from redis import RedisError
+
+from storage.answer import Answer
+from storage.job import Job
+from webapp.service import Services
+
+POLL_AFTER_S = (1, 30)  # least and most seconds that a poller is asked to wait
+
+
+def answer_body(answer: Answer, *, query_id: str, query: str, latency_ms: float, is_hit: bool) -> dict[str, Any]:
+    """The 200 body. A hit costs nothing."""
+    return {
+        "id": query_id,
+        "query": query,
+        "response": answer.response,
+        "model_used": answer.model_used,
+        "provider": answer.target.provider,
+        "complexity": answer.tier,
+        "latency_ms": round(latency_ms, 2),
+        "cached": is_hit,
+        "cost_estimate": 0.0 if is_hit else answer.cost_usd,
+        "usage": answer.usage.as_dict() if answer.usage else None,
+        "routing": {"score": answer.score, "words": answer.words, "signals": list(answer.signals)},
+        "finish_reason": answer.finish_reason,
+    }
+
+
+def job_body(job: Job, parts: Services) -> dict[str, Any]:
+    """The job resource, with its place in the queue while it waits."""
+    position = _position(job, parts) if job.status == "queued" else None
+    rate = parts.ledger.drain_rate(job.tier) if position else None
+    return {
+        "id": job.id,
+        "object": "job",
+        "status": job.status,
+        "tier": job.tier,
+        "queue_position": position,
+        "estimated_wait_seconds": round(position / rate, 2) if position and rate else None,
+        "created_at": _iso(job.created_at),
+        "expires_at": _iso(job.deadline_at),
+        "attempts": job.attempts,
+        "timings": {
+            "queued_ms": job.started_at - job.created_at if job.started_at else None,
+            "provider_ms": sum(a.get("latency_ms", 0) for a in job.attempts) if job.attempts else None,
+        },
+        "result": _result(job),
+        "error": job.error,
+        "links": {"self": f"/api/v1/jobs/{job.id}"},
+    }
+
+
+def lost_sight_body(job_id: str) -> dict[str, Any]:
+    """What can be said of an accepted job while Redis is away."""
+    return {
+        "id": job_id,
+        "object": "job",
+        "status": "queued",
+        "links": {"self": f"/api/v1/jobs/{job_id}"},
+    }
+
+
+def poll_after(body: dict[str, Any]) -> str:
+    """Seconds for Retry-After, from the estimate where there is one."""
+    least, most = POLL_AFTER_S
+    return str(min(most, max(least, math.ceil(body.get("estimated_wait_seconds") or least))))
+
+
+def _position(job: Job, parts: Services) -> int | None:
+    try:
+        return parts.ledger.position(job)
+    except RedisError:
+        return None
+
+
+def _result(job: Job) -> dict[str, Any] | None:
+    if job.status != "completed" or not job.answer or job.ended_at is None:
+        return None
+    return answer_body(
+        Answer.decode(job.answer),
+        query_id=job.id,
+        query=job.payload["query"]["text"],
+        latency_ms=job.ended_at - job.created_at,
+        is_hit=False,
+    )
+
+
+def _iso(ms: int) -> str:
+    return datetime.fromtimestamp(ms / 1000, UTC).isoformat(timespec="milliseconds")

@@ -1,0 +1,117 @@
+"""Waiting for jobs to end: one thread per process reads the completion stream and wakes whoever waits."""
+
+import logging
+import os
+import threading
+import time
+from collections import defaultdict
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+from redis import Redis, RedisError
+
+from storage.job import Job
+from storage.ledger import DONE, Ledger
+from webapp.draining import is_draining
+
+log = logging.getLogger(__name__)
+
+BLOCK_MS = 2_000
+SLICE_S = 1.0  # a wake-up that got lost costs at most this
+RECONNECT_S = 0.5
+
+
+class CompletionListener:
+    """Wakes waiters of a job when the completion stream names it. The thread starts with the first wait, after any fork."""
+
+    def __init__(self, client: Redis) -> None:
+        self._client = client
+        self._waiting: dict[str, set[threading.Event]] = defaultdict(set)
+        self._lock = threading.Lock()
+        self._pid: int | None = None
+
+    @contextmanager
+    def watch(self, job_id: str) -> Iterator[threading.Event]:
+        """An event that is set when the job ends, while the block lasts."""
+        self._ensure_running()
+        event = threading.Event()
+        with self._lock:
+            self._waiting[job_id].add(event)
+        try:
+            yield event
+        finally:
+            with self._lock:
+                self._waiting[job_id].discard(event)
+                if not self._waiting[job_id]:
+                    del self._waiting[job_id]
+
+    def _ensure_running(self) -> None:
+        with self._lock:
+            if self._pid != os.getpid():
+                self._pid = os.getpid()
+                threading.Thread(target=self._listen, name="completions", daemon=True).start()
+
+    def _listen(self) -> None:
+        last: bytes | None = None
+        while True:
+            try:
+                last = self._last_id() if last is None else last
+                last = self._read(last)
+            except RedisError as error:
+                log.debug("completions.reconnecting", extra={"error": type(error).__name__})
+                time.sleep(RECONNECT_S)
+
+    def _last_id(self) -> bytes:
+        newest = self._client.xrevrange(DONE, count=1)
+        return newest[0][0] if newest else b"0-0"
+
+    def _read(self, last: bytes) -> bytes:
+        found = self._client.xread({DONE: last}, block=BLOCK_MS)
+        if not found:
+            return last
+        [(_, entries)] = found.items() if isinstance(found, dict) else found
+        entries = entries[0] if entries and isinstance(entries[0], list) else entries
+        for entry_id, fields in entries:
+            self._wake(fields[b"job"].decode())
+            last = entry_id
+        return last
+
+    def _wake(self, job_id: str) -> None:
+        with self._lock:
+            for event in self._waiting.get(job_id, ()):
+                event.set()
+
+
+class Waiter:
+    """A bounded number of waits per process, so that cache hits always find a free thread."""
+
+    def __init__(self, ledger: Ledger, listener: CompletionListener, at_most: int) -> None:
+        self._ledger, self._listener = ledger, listener
+        self._slots = threading.BoundedSemaphore(at_most)
+
+    def wait(self, job_id: str, seconds: float) -> Job | None:
+        """The job when it has ended, or as it is when `seconds` have passed, no slot is free, or the process stops.
+
+        None where the ledger does not know it. Raises RedisError where Redis was away to the end.
+        """
+        if seconds <= 0 or not self._slots.acquire(blocking=False):
+            return self._ledger.job(job_id)
+        try:
+            with self._listener.watch(job_id) as ended:
+                return self._watch(lambda: self._ledger.job(job_id), ended, time.monotonic() + seconds)
+        finally:
+            self._slots.release()
+
+    @staticmethod
+    def _watch(look: Callable[[], Job | None], ended: threading.Event, until: float) -> Job | None:
+        while True:
+            left = until - time.monotonic()
+            try:
+                job = look()
+                if job is None or not job.is_open or left <= 0 or is_draining():
+                    return job
+            except RedisError:
+                if left <= 0 or is_draining():
+                    raise
+            ended.wait(min(SLICE_S, max(left, 0.01)))
+            ended.clear()
