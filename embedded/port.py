@@ -3,9 +3,9 @@
 import secrets
 import socket
 
-# Below the range of outgoing connections (from 32768 on Linux, 49152 on macOS). A client that keeps reconnecting
-# to a dead server inside that range can be given the server's own port, connect to itself, and so keep the
-# server from ever coming back.
+# Below the range of outgoing connections (from 32768 on Linux, 49152 on macOS). A client that keeps trying a
+# dead server inside that range can be given the server's own port, connect to itself, and so keep the server
+# from ever coming back.
 _LOWEST, _HIGHEST = 20_000, 32_000
 
 

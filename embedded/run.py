@@ -10,6 +10,7 @@ import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from functools import partial
 from pathlib import Path
 from types import FrameType
 
@@ -110,13 +111,13 @@ def _start_service(supervisor: Supervisor, settings: Settings, console: Console)
     supervisor.wait(lambda: _get(settings, "/readyz")[0] == 200, LIMIT_S, "web")
     for tier in TIERS:
         console.step(f"worker-{tier}: starting")
-        supervisor.wait(lambda tier=tier: _has_worker(settings, tier), LIMIT_S, f"worker-{tier}")  # type: ignore[misc]
+        supervisor.wait(partial(_has_worker, settings, tier), LIMIT_S, f"worker-{tier}")
     console.step("recorder and Flower: starting")
     supervisor.wait(lambda: accepts(settings.flower_port), LIMIT_S, "flower", "recorder")
 
 
 def _stop(supervisor: Supervisor, servers: list[Server], console: Console) -> None:
-    """In the order that loses nothing: new queries, then answers under way, their records, and the servers."""
+    """In the order that loses nothing: new queries, then answers under way, their records, the servers."""
 
     def stop_now(*_: object) -> None:
         supervisor.kill()
@@ -135,7 +136,10 @@ def _stop(supervisor: Supervisor, servers: list[Server], console: Console) -> No
 
 def _has_worker(settings: Settings, tier: str) -> bool:
     status, body = _get(settings, "/health")
-    return status in (200, 503) and bool(json.loads(body).get("workers", {}).get(tier))
+    if status not in (200, 503):
+        return False
+    # Without "alive" the web could not ask: Redis is away.
+    return bool(json.loads(body)["parts"]["workers"].get("alive", {}).get(tier))
 
 
 def _get(settings: Settings, path: str) -> tuple[int, str]:
@@ -160,9 +164,7 @@ def _check_ports(settings: Settings) -> None:
     wanted = (("PORT", settings.host, settings.port), ("FLOWER_PORT", "127.0.0.1", settings.flower_port))
     for name, host, port in wanted:
         if not is_free(port, host):
-            raise Refused(
-                f"Port {port} is taken. Set another one: {name}={port + 1} make run (or {name} in .env)."
-            )
+            raise Refused(f"Port {port} is taken. Set another one: {name}={port + 1} make run (or {name} in .env).")
 
 
 @contextmanager

@@ -103,9 +103,7 @@ class Supervisor:
         while not until():
             for name in names:
                 if not self.is_alive(name):
-                    raise ProcessFailed(
-                        name, f"ended with code {self._processes[name].exit_code}", self.log(name)
-                    )
+                    raise ProcessFailed(name, f"ended with code {self._processes[name].exit_code}", self.log(name))
             if time.monotonic() > deadline:
                 name = names[0]
                 raise ProcessFailed(name, f"was not ready after {limit_s:g} s", self.log(name))
@@ -185,8 +183,7 @@ class Supervisor:
             delay = process.next_delay(now)
             process.retry_at = now + delay
             self._say(
-                f"{process.name} ended with code {process.exit_code}; starting it again in {delay:g} s "
-                f"({process.log})"
+                f"{process.name} ended with code {process.exit_code}; starting it again in {delay:g} s ({process.log})"
             )
         elif now >= process.retry_at:
             self._spawn(process)

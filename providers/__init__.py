@@ -14,7 +14,7 @@ PROVIDERS: Mapping[str, ProviderFacts] = {facts.name: facts for facts in (GROQ, 
 
 
 def build_providers(settings: Settings, *, pool_size: int) -> dict[str, Provider]:
-    """The configured providers over one client; `pool_size` is how many calls may run at once to each host."""
+    """The configured providers over one client, which keeps up to `pool_size` connections to each host."""
     client = HttpClient(
         pool_size=pool_size,
         connect_timeout_s=settings.provider_connect_timeout_seconds,

@@ -82,9 +82,7 @@ class Chain:
         self._board = board
         self._now_ms = now_ms
 
-    def answer(
-        self, query: Query, tier: Tier, *, deadline: float, is_wanted: Callable[[], bool] = always
-    ) -> Outcome:
+    def answer(self, query: Query, tier: Tier, *, deadline: float, is_wanted: Callable[[], bool] = always) -> Outcome:
         """The first answer of the tier's targets; `deadline` is `time.monotonic()` seconds.
 
         Raises NoTargets, or AllTargetsFailed with every attempt. `is_wanted` is asked before each call.
@@ -117,8 +115,7 @@ class Chain:
         families = [self._family(target) for target in tier.targets if target.provider in self._providers]
         held = self._board.states([target for family in families for target in family])
         chosen = [
-            next((target for target in family if held.get(target) != MODEL_GONE), family[0])
-            for family in families
+            next((target for target in family if held.get(target) != MODEL_GONE), family[0]) for family in families
         ]
         ranks = {PAUSED: 1, MODEL_GONE: 2}
         return deque(sorted(dict.fromkeys(chosen), key=lambda target: ranks.get(held.get(target, ""), 0)))
@@ -166,9 +163,7 @@ class Chain:
             case ModelGone():
                 self._board.hold(error.target, MODEL_GONE, MODEL_GONE_S)
 
-    def _put_successor_next(
-        self, error: ProviderError, line: deque[Target], attempts: Sequence[Attempt]
-    ) -> None:
+    def _put_successor_next(self, error: ProviderError, line: deque[Target], attempts: Sequence[Attempt]) -> None:
         successor = self._catalogue.successor(error.target) if isinstance(error, ModelGone) else None
         if successor is None or successor in {Target(done.provider, done.model) for done in attempts}:
             return

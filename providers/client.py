@@ -59,9 +59,7 @@ class HttpClient:
         """Closes the idle connections; calls in flight go on, and new ones may be made."""
         self._adapter.close()
 
-    def _send(
-        self, request: requests.PreparedRequest, deadline: float, hold: SocketHold
-    ) -> requests.Response:
+    def _send(self, request: requests.PreparedRequest, deadline: float, hold: SocketHold) -> requests.Response:
         sent_at = time.monotonic()
         try:
             return self._send_once(request, deadline, hold)
@@ -72,9 +70,7 @@ class HttpClient:
         self.close()  # else the second try could meet another stale connection
         return self._send_once(request, deadline, hold)
 
-    def _send_once(
-        self, request: requests.PreparedRequest, deadline: float, hold: SocketHold
-    ) -> requests.Response:
+    def _send_once(self, request: requests.PreparedRequest, deadline: float, hold: SocketHold) -> requests.Response:
         left = max(0.001, deadline - time.monotonic())
         with serving(hold):
             return self._adapter.send(

@@ -76,8 +76,6 @@ def _completion(target: Target, body: dict[str, Any], names_models: bool) -> Com
 
 def _usage(fields: Any) -> Usage | None:
     match fields:
-        case {"prompt_tokens": int(prompt), "completion_tokens": int(completion)} if (
-            min(prompt, completion) >= 0
-        ):
+        case {"prompt_tokens": int(prompt), "completion_tokens": int(completion)} if min(prompt, completion) >= 0:
             return Usage(prompt, completion)
     return None

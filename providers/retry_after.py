@@ -2,7 +2,6 @@
 
 import math
 import re
-import time
 from collections.abc import Mapping
 from contextlib import suppress
 from email.utils import parsedate_to_datetime
@@ -18,7 +17,8 @@ def retry_after(headers: Mapping[str, str], now: float) -> float | None:
     `now` is Unix time in seconds.
     """
     if said := headers.get("retry-after"):
-        return _seconds(said) if _seconds(said) is not None else _until_date(said, now)
+        seconds = _seconds(said)
+        return _until_date(said, now) if seconds is None else seconds
     resets = [parse_duration(headers.get(f"x-ratelimit-reset-{what}", "")) for what in ("requests", "tokens")]
     return min((reset for reset in resets if reset is not None), default=None)
 

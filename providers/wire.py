@@ -1,4 +1,4 @@
-"""The OpenAI chat-completions wire that all our providers speak: a query out, a completion or an error back."""
+"""The OpenAI chat-completions wire that all providers speak: a query out, a completion or an error back."""
 
 import json
 import re
@@ -60,8 +60,8 @@ CLIENT_ERRORS: Mapping[type[ClientError], type[ProviderError]] = MappingProxyTyp
 class ProviderFacts:
     """How one provider differs from the others.
 
-    `code_errors` go by the error's `code` or `type` and come before `status_errors`; other errors go by the class
-    of their status. `names_models` is False where the reply's `model` is not a model's name.
+    `code_errors` go by the error's `code` or `type` and come before `status_errors`; other errors go by the
+    class of their status. `names_models` is False where the reply's `model` is not a model's name.
     """
 
     name: str

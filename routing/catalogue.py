@@ -29,9 +29,7 @@ class Model:
         return self.retires_on is not None and self.retires_on <= today
 
     def cost_usd(self, usage: Usage) -> float:
-        return (
-            usage.prompt_tokens * self.input_price + usage.completion_tokens * self.output_price
-        ) / 1_000_000
+        return (usage.prompt_tokens * self.input_price + usage.completion_tokens * self.output_price) / 1_000_000
 
 
 class Catalogue:

@@ -7,7 +7,9 @@ from dataclasses import dataclass, field
 Span = tuple[int, int]
 Word = tuple[str, int, int]  # folded word, start, end; a bare tuple because there is one per word of every query
 
-_HAN_KANA = r"\u3005-\u3007\u3040-\u30ff\u31f0-\u31ff\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\uff66-\uff9f\U00020000-\U000323af"
+_HAN_KANA = (
+    r"\u3005-\u3007\u3040-\u30ff\u31f0-\u31ff\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\uff66-\uff9f\U00020000-\U000323af"
+)
 _SOUTH_EAST_ASIAN = r"\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u19e0-\u19ff\ua9e0-\ua9ff\uaa60-\uaa7f"
 _UNSPACED = _HAN_KANA + _SOUTH_EAST_ASIAN
 _WIDE_PUNCTUATION = r"\u3001-\u3004\u3008-\u303f\uff01-\uff0f\uff1a-\uff20"
@@ -27,9 +29,16 @@ _UNSPACED_ENDS = frozenset("。！？｡؟⁇⁈⁉՞፧।॥۔።\u037e")
 _END = re.compile(r"[.!?。！？｡؟⁇⁈⁉՞፧।॥۔።\u037e]+")
 _CLOSERS = "\"')]}»”’*_"
 _HAS_LETTER = re.compile(r"[^\W_]")
-_ABBREVIATIONS = frozenset(
-    "dr mr mrs ms prof st sr jr vs etc approx no nr fig eq dept est inc ltd co corp al cf ca resp ph e.g i.e "
-    "jan feb mar apr jun jul aug sep sept oct nov dec bzw usw evtl ggf sog z.b u.a d.h p.ej ej sra ud т.е т.д т.п".split()
+
+
+def word_set(words: str) -> frozenset[str]:
+    """A set of words written as one spaced string, for tables that should read as text."""
+    return frozenset(words.split())
+
+
+_ABBREVIATIONS = word_set(
+    "dr mr mrs ms prof st sr jr vs etc approx nr fig eq dept est inc ltd co corp al cf ca resp ph e.g i.e "
+    "jan feb mar apr jun jul aug sep sept oct nov dec bzw usw evtl ggf sog z.b u.a d.h p.ej ej sra ud т.е т.д т.п"
 )
 
 

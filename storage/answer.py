@@ -4,9 +4,10 @@ from dataclasses import asdict, dataclass
 from typing import Any, Self
 
 import orjson
-from redis import Redis, RedisError
+from redis import RedisError
 
 from routing.query import Completion, Target, Usage
+from storage.connection import RedisClient
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,7 +71,7 @@ def answer_key(fingerprint: str) -> str:
 class AnswerCache:
     """The cache where it has a Redis of its own. It may fail; the answer may not: a lost cache is a miss."""
 
-    def __init__(self, client: Redis) -> None:
+    def __init__(self, client: RedisClient) -> None:
         self._client = client
 
     def get(self, fingerprint: str) -> bytes | None:

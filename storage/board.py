@@ -2,9 +2,10 @@
 
 from collections.abc import Mapping, Sequence
 
-from redis import Redis, RedisError
+from redis import RedisError
 
 from routing.query import Target
+from storage.connection import RedisClient
 
 
 def _key(target: Target) -> str:
@@ -14,7 +15,7 @@ def _key(target: Target) -> str:
 class SharedBoard:
     """The chain's board of held targets over Redis. Without Redis every target counts as free."""
 
-    def __init__(self, client: Redis) -> None:
+    def __init__(self, client: RedisClient) -> None:
         self._client = client
 
     def states(self, targets: Sequence[Target]) -> Mapping[Target, str]:

@@ -2,6 +2,7 @@
 
 from functools import cache
 from importlib.resources import files
+from typing import Any, TypeAlias
 
 from redis import Redis
 from redis.backoff import NoBackoff
@@ -9,29 +10,32 @@ from redis.commands.core import Script
 from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.retry import Retry
 
+# redis-py's stubs cannot say that our replies are bytes (all are `bytes | str`), so its clients go untyped by name.
+RedisClient: TypeAlias = Any
+
 HOT_TIMEOUT_S = 0.25
 PATIENT_TIMEOUT_S = 5.0
 
 
-def hot_client(url: str) -> Redis:
+def hot_client(url: str) -> RedisClient:
     """For requests: gives up in 250 ms, because a query is better answered without Redis than late."""
     return _client(url, HOT_TIMEOUT_S)
 
 
-def patient_client(url: str) -> Redis:
+def patient_client(url: str) -> RedisClient:
     """For workers and the recorder, which have nothing better to do than wait."""
     return _client(url, PATIENT_TIMEOUT_S)
 
 
-def blocking_client(url: str, block_s: float) -> Redis:
+def blocking_client(url: str, block_s: float) -> RedisClient:
     """For XREAD BLOCK: the socket must outwait the block (redis-py 8 would otherwise time out first)."""
     return _client(url, block_s + PATIENT_TIMEOUT_S)
 
 
-def _client(url: str, timeout_s: float) -> Redis:
+def _client(url: str, timeout_s: float) -> RedisClient:
     # One retry on a connection that died while it lay in the pool (Redis restarted), none on a time-out.
     # redis-py 8 would by default retry ten times with back-off: 4 s for a refused connection.
-    client: Redis = Redis.from_url(
+    client = Redis.from_url(
         url,
         socket_timeout=timeout_s,
         socket_connect_timeout=min(timeout_s, 2.0),
@@ -43,9 +47,10 @@ def _client(url: str, timeout_s: float) -> Redis:
     return client
 
 
-def load_script(client: Redis, name: str) -> Script:
+def load_script(client: RedisClient, name: str) -> Script:
     """The script `lua/<name>.lua` behind the shared prelude, ready to be called by its hash."""
-    return client.register_script(_source("prelude") + _source(name))
+    script: Script = client.register_script(_source("prelude") + _source(name))
+    return script
 
 
 @cache

@@ -5,10 +5,9 @@ from dataclasses import dataclass
 from typing import Any
 
 import orjson
-from redis import Redis
 
 from storage.answer import answer_key
-from storage.connection import load_script
+from storage.connection import RedisClient, load_script
 from storage.job import Acceptance, Claim, Draft, Job, Verdict
 
 PREFIX = "aqr:"
@@ -51,7 +50,7 @@ class Ledger:
     `now_ms` replaces the Redis server's clock in tests. Redis errors pass through to the caller.
     """
 
-    def __init__(self, client: Redis, limits: LedgerLimits, *, now_ms: Callable[[], int] | None = None) -> None:
+    def __init__(self, client: RedisClient, limits: LedgerLimits, *, now_ms: Callable[[], int] | None = None) -> None:
         self.client = client
         self.limits = limits
         self._now_ms = now_ms
@@ -208,7 +207,7 @@ def _queued(tier: str) -> str:
     return PREFIX + "queued:" + tier
 
 
-def _server_ms(client: Redis) -> int:
+def _server_ms(client: RedisClient) -> int:
     seconds, micros = client.time()
     return int(seconds * 1000 + micros // 1000)
 

@@ -4,9 +4,8 @@ from collections.abc import Iterable
 from typing import Any
 
 import orjson
-from redis import Redis
 
-from storage.connection import load_script
+from storage.connection import RedisClient, load_script
 from storage.ledger import PREFIX
 
 PRESENCE_TTL_MS = 15_000
@@ -16,7 +15,7 @@ RECORDER = PREFIX + "recorder"
 class Presence:
     """Signs of life in Redis, each good for 15 s. Redis errors pass through."""
 
-    def __init__(self, client: Redis) -> None:
+    def __init__(self, client: RedisClient) -> None:
         self._client = client
         self._lead = load_script(client, "lead")
 

@@ -3,9 +3,9 @@
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from redis import Redis
 from redis.exceptions import ResponseError
 
+from storage.connection import RedisClient
 from storage.ledger import USAGE
 
 GROUP = "recorder"
@@ -26,7 +26,7 @@ class Entry:
 class UsageStream:
     """One recorder's view of the stream. Redis errors pass through."""
 
-    def __init__(self, client: Redis, consumer: str) -> None:
+    def __init__(self, client: RedisClient, consumer: str) -> None:
         self._client = client
         self._consumer = consumer
 

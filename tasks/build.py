@@ -4,8 +4,6 @@ import time
 from collections.abc import Mapping
 from datetime import UTC, datetime
 
-from redis import Redis
-
 from config import Settings
 from providers import build_providers
 from providers.chain import Chain
@@ -13,12 +11,13 @@ from routing.catalogue import load_catalogue
 from routing.tier import Tier
 from storage.answer import AnswerCache
 from storage.board import SharedBoard
+from storage.connection import RedisClient
 from storage.ledger import Ledger, LedgerLimits
 from tasks.answer import Answerer, Leases
 from tasks.target import resolve_tiers
 
 
-def build_ledger(settings: Settings, client: Redis) -> Ledger:
+def build_ledger(settings: Settings, client: RedisClient) -> Ledger:
     return Ledger(
         client,
         LedgerLimits(

@@ -80,7 +80,7 @@ def create_worker() -> Celery:
         worker = worker or Worker(settings, app)
         return worker
 
-    @app.task(name=ANSWER_QUERY)  # type: ignore[misc]
+    @app.task(name=ANSWER_QUERY)  # type: ignore[untyped-decorator]
     def answer_query(job_id: str) -> str:
         return get_worker().answerer.answer(job_id)
 

@@ -68,9 +68,7 @@ def test_it_gives_each_worker_the_queue_of_its_tier(tier: Any) -> None:
 @pytest.mark.parametrize("name", read_procfile())
 def test_it_runs_the_same_command_by_procfile_and_by_compose(name: str) -> None:
     service = services()[name]
-    assert expanded(read_procfile()[name], service["environment"]) == shlex.split(
-        interpolated(service["command"])
-    )
+    assert expanded(read_procfile()[name], service["environment"]) == shlex.split(interpolated(service["command"]))
 
 
 @pytest.mark.parametrize("tier", TIERS)

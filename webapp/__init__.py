@@ -1,8 +1,10 @@
 """The HTTP API: `gunicorn "webapp:create_app()"`."""
 
+import json
 import logging
 import re
 import time
+from typing import Any
 from uuid import uuid4
 
 import orjson
@@ -63,14 +65,26 @@ def _parse_json() -> None:
         return
     if not request.is_json:
         raise Problem("not_json", "Send the body as JSON, with Content-Type: application/json.")
-    try:
-        parsed = orjson.loads(request.get_data())
-    except orjson.JSONDecodeError as error:
-        raise Problem("malformed_json", f"The body is not JSON: {error}.") from None
+    parsed = _loads(request.get_data())
     if not isinstance(parsed, dict):
         raise Problem("invalid_request", "The body must be a JSON object.", errors=[("body", "must be an object")])
     # What flask-openapi3 reads; Flask's own parser would take NaN and a second look at the bytes.
     request._cached_json = (parsed, parsed)
+
+
+def _loads(body: bytes) -> Any:
+    """The JSON value. What only orjson refuses (unpaired surrogates) is left to the models, which name the field."""
+    try:
+        return orjson.loads(body)
+    except orjson.JSONDecodeError as error:
+        try:
+            return json.loads(body, parse_constant=_refuse_constant)
+        except (ValueError, RecursionError):
+            raise Problem("malformed_json", f"The body is not JSON: {error}.") from None
+
+
+def _refuse_constant(name: str) -> None:
+    raise ValueError(f"{name} is not JSON")
 
 
 def _end(response: Response) -> Response:

@@ -3,8 +3,10 @@
 import os
 from collections.abc import Iterable
 
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+from prometheus_client import CollectorRegistry, Counter, Histogram, generate_latest
+from prometheus_client.core import GaugeMetricFamily
 from prometheus_client.multiprocess import MultiProcessCollector
+from prometheus_client.registry import Collector
 
 _BUCKETS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60)
 
@@ -33,12 +35,12 @@ class Meter:
 
     def expose(self, gauges: Iterable[tuple[str, str, dict[str, str], float]]) -> bytes:
         """The text format; `gauges` are (name, help, labels, value) of the moment."""
-        fleet = CollectorRegistry()
-        made: dict[str, Gauge] = {}
+        families: dict[str, GaugeMetricFamily] = {}
         for name, text, labels, value in gauges:
-            if name not in made:
-                made[name] = Gauge(name, text, list(labels), registry=fleet)
-            (made[name].labels(**labels) if labels else made[name]).set(value)
+            family = families.setdefault(name, GaugeMetricFamily(name, text, labels=list(labels)))
+            family.add_metric(list(labels.values()), value)
+        fleet = CollectorRegistry()
+        fleet.register(_Collected(list(families.values())))
         return generate_latest(self._traffic()) + generate_latest(fleet)
 
     def _traffic(self) -> CollectorRegistry:
@@ -47,3 +49,13 @@ class Meter:
         everyone = CollectorRegistry()
         MultiProcessCollector(everyone)
         return everyone
+
+
+class _Collected(Collector):
+    """Families that are ready: values read at this scrape belong to no process."""
+
+    def __init__(self, families: list[GaugeMetricFamily]) -> None:
+        self._families = families
+
+    def collect(self) -> list[GaugeMetricFamily]:
+        return self._families

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import orjson
-from flask import Flask, Response, g
+from flask import Flask, Response, current_app, g
 from pydantic import BaseModel, Field, ValidationError
 from werkzeug.exceptions import HTTPException
 
@@ -129,7 +129,7 @@ def problem_response(problem: Problem) -> Response:
 def from_validation(error: ValidationError) -> Response:
     """Pydantic's findings, field by field; never what was sent, which may be a prompt."""
     found = error.errors(include_url=False, include_input=False, include_context=False)
-    errors = [(".".join(map(str, e["loc"])) or "body", e["msg"]) for e in found]
+    errors = [(".".join(map(str, e["loc"])) or "body", e["msg"].removeprefix("Value error, ")) for e in found]
     detail = "; ".join(f"{field}: {message}" for field, message in errors[:5])
     return problem_response(Problem("invalid_request", detail, errors=errors[:20]))
 
@@ -144,7 +144,10 @@ def _from_http(error: HTTPException) -> Response:
     code = _BY_STATUS.get(error.code or 500)
     if code is None:
         code = "bad_request" if (error.code or 500) < 500 else "internal_error"
-    response = problem_response(Problem(code, error.description or error.name))
+    detail = error.description or error.name
+    if code == "body_too_large":
+        detail = f"The body may have at most {current_app.config['MAX_CONTENT_LENGTH']} bytes."
+    response = problem_response(Problem(code, detail))
     if allowed := getattr(error, "valid_methods", None):
         response.headers["Allow"] = ", ".join(sorted(allowed))
     return response

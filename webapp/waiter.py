@@ -8,8 +8,9 @@ from collections import defaultdict
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
-from redis import Redis, RedisError
+from redis import RedisError
 
+from storage.connection import RedisClient
 from storage.job import Job
 from storage.ledger import DONE, Ledger
 from webapp.draining import is_draining
@@ -22,9 +23,9 @@ RECONNECT_S = 0.5
 
 
 class CompletionListener:
-    """Wakes waiters of a job when the completion stream names it. The thread starts with the first wait, after any fork."""
+    """Wakes who waits for a job when the stream names it. Its thread starts with the first wait, after any fork."""
 
-    def __init__(self, client: Redis) -> None:
+    def __init__(self, client: RedisClient) -> None:
         self._client = client
         self._waiting: dict[str, set[threading.Event]] = defaultdict(set)
         self._lock = threading.Lock()

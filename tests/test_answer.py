@@ -1,0 +1,245 @@
+"""The worker's story: a job by its id, with a scripted chain in place of the providers."""
+
+import json
+import time
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+from redis import Redis
+from redis.exceptions import ConnectionError as RedisConnectionError
+
+from providers.chain import Outcome
+from routing.catalogue import load_catalogue
+from routing.errors import AllTargetsFailed, NoTargets, TargetThrottled
+from routing.query import Attempt, Completion, Query, Target, Usage
+from routing.tier import TIERS, Tier
+from storage.answer import Answer, AnswerCache, answer_key
+from storage.job import Draft
+from storage.ledger import USAGE, Ending, Ledger
+from tasks.answer import Answerer
+from tasks.lease import LeaseKeeper
+
+TARGET = Target("groq", "openai/gpt-oss-20b")
+ATTEMPT = Attempt("groq", TARGET.model, 1_800_000_000_000, 250.0, "ok", 200, number=1)
+
+
+class ScriptedChain:
+    """Answers with what was enqueued, and keeps what it was asked."""
+
+    def __init__(self) -> None:
+        self.script: list[Any] = []
+        self.asked: list[tuple[Query, Tier, float, Callable[[], bool]]] = []
+
+    def answer(self, query: Query, tier: Tier, *, deadline: float, is_wanted: Callable[[], bool]) -> Outcome:
+        self.asked.append((query, tier, deadline, is_wanted))
+        step = self.script.pop(0)
+        if callable(step):
+            step = step()
+        if isinstance(step, Exception):
+            raise step
+        return Outcome(step, TARGET, (ATTEMPT,))
+
+
+def completion(finish_reason: str = "stop") -> Completion:
+    return Completion("42", TARGET.model, finish_reason, Usage(1_000_000, 1_000_000))
+
+
+@pytest.fixture
+def chain() -> ScriptedChain:
+    return ScriptedChain()
+
+
+@pytest.fixture
+def answerer(ledger: Ledger, chain: ScriptedChain) -> Answerer:
+    leases = LeaseKeeper(ledger)
+    return Answerer(ledger, chain, TIERS, load_catalogue(), leases, "worker")  # type: ignore[arg-type]
+
+
+def accept(ledger: Ledger, job_id: str = "j1", **changes: Any) -> None:
+    payload = {
+        "query": {"text": "q", "tier": None, "system": None, "max_tokens": None, "temperature": None},
+        "tenant": "t",
+        "request_id": "r1",
+        "routing": {"score": 0, "words": 1, "signals": []},
+        "cache": {"fingerprint": "f1", "ttl_ms": 60_000},
+    }
+    caller = {"id": job_id, "tenant": "t"}
+    draft = Draft(
+        job_id,
+        "simple",
+        0,
+        "f1",
+        True,
+        60_000,
+        json.dumps({**payload, **changes}).encode(),
+        json.dumps(caller).encode(),
+    )
+    ledger.accept(draft)
+
+
+def test_it_answers_a_job_and_caches_the_answer(
+    answerer: Answerer, ledger: Ledger, chain: ScriptedChain, redis: Redis
+) -> None:
+    accept(ledger)
+    chain.script = [completion()]
+
+    assert answerer.answer("j1") == "completed"
+
+    job = ledger.job("j1")
+    assert job is not None
+    assert job.answer is not None
+    answer = Answer.decode(job.answer)
+    assert (answer.response, answer.tier, answer.target) == ("42", "simple", TARGET)
+    assert answer.cost_usd == pytest.approx(0.375)
+    assert answer.baseline_usd == pytest.approx(0.75)
+    assert redis.get(answer_key("f1")) == job.answer
+    assert job.attempts[0]["outcome"] == "ok"
+
+
+def test_it_gives_the_chain_what_is_left_of_the_deadline(
+    answerer: Answerer, ledger: Ledger, chain: ScriptedChain, clock: Any
+) -> None:
+    accept(ledger)
+    clock.advance(50)
+    chain.script = [completion()]
+    answerer.answer("j1")
+
+    query, tier, deadline, _ = chain.asked[0]
+    assert (query.text, tier.name) == ("q", "simple")
+    assert 9 < deadline - time.monotonic() <= 10
+
+
+def test_it_leaves_a_job_alone_that_is_not_queued(answerer: Answerer, ledger: Ledger, chain: ScriptedChain) -> None:
+    accept(ledger)
+    chain.script = [completion()]
+    answerer.answer("j1")
+
+    assert answerer.answer("j1") == "completed"
+    assert answerer.answer("nope") == "missing"
+    assert len(chain.asked) == 1
+
+
+def test_it_does_not_call_a_provider_after_the_deadline(
+    answerer: Answerer, ledger: Ledger, chain: ScriptedChain, clock: Any
+) -> None:
+    accept(ledger)
+    clock.advance(61)
+
+    assert answerer.answer("j1") == "expired"
+    assert chain.asked == []
+    assert ledger.job("j1").error["code"] == "expired"  # type: ignore[union-attr, index]
+
+
+def test_it_fails_with_what_each_attempt_said(answerer: Answerer, ledger: Ledger, chain: ScriptedChain) -> None:
+    accept(ledger)
+    failed = Attempt("groq", "m", 1, 5.0, "throttled", 429, "HTTP 429: slow down", number=1)
+    chain.script = [AllTargetsFailed([failed], TargetThrottled(TARGET, "HTTP 429", retry_after=7))]
+
+    assert answerer.answer("j1") == "failed"
+    error = ledger.job("j1").error  # type: ignore[union-attr]
+    assert error is not None
+    assert (error["code"], error["retry_after"]) == ("provider_throttled", 7)
+    assert "groq:m: HTTP 429: slow down" in error["detail"]
+
+
+def test_it_fails_where_no_provider_is_configured(answerer: Answerer, ledger: Ledger, chain: ScriptedChain) -> None:
+    accept(ledger)
+    chain.script = [NoTargets("none")]
+
+    answerer.answer("j1")
+    assert ledger.job("j1").error["code"] == "no_provider"  # type: ignore[union-attr, index]
+
+
+def test_it_does_not_cache_a_cut_off_answer(
+    answerer: Answerer, ledger: Ledger, chain: ScriptedChain, redis: Redis
+) -> None:
+    accept(ledger)
+    chain.script = [completion("length")]
+
+    assert answerer.answer("j1") == "completed"
+    assert redis.get(answer_key("f1")) is None
+
+
+def test_it_does_not_cache_what_the_caller_wants_bypassed(
+    answerer: Answerer, ledger: Ledger, chain: ScriptedChain, redis: Redis
+) -> None:
+    accept(ledger, cache=None)
+    chain.script = [completion()]
+
+    answerer.answer("j1")
+    assert redis.get(answer_key("f1")) is None
+
+
+def test_it_writes_to_a_cache_of_its_own(ledger: Ledger, chain: ScriptedChain, redis: Redis, redis_url: str) -> None:
+    apart = Redis.from_url(redis_url.removesuffix("0") + "1")
+    leases = LeaseKeeper(ledger)
+    answerer = Answerer(ledger, chain, TIERS, load_catalogue(), leases, "w", AnswerCache(apart))  # type: ignore[arg-type]
+    accept(ledger)
+    chain.script = [completion()]
+
+    answerer.answer("j1")
+    assert apart.get(answer_key("f1")) == ledger.job("j1").answer  # type: ignore[union-attr]
+    assert redis.get(answer_key("f1")) is None
+
+
+def test_it_drops_a_result_when_its_job_was_taken_over(
+    answerer: Answerer, ledger: Ledger, chain: ScriptedChain, clock: Any, redis: Redis
+) -> None:
+    accept(ledger)
+
+    def be_overtaken() -> Completion:
+        clock.advance(16)
+        ledger.reap("reaper:1")
+        return completion()
+
+    chain.script = [be_overtaken]
+    assert answerer.answer("j1") == "overtaken"
+    assert ledger.job("j1").status == "queued"  # type: ignore[union-attr]
+    assert redis.get(answer_key("f1")) is None
+
+
+def test_it_stops_wanting_an_answer_when_the_lease_is_lost(
+    answerer: Answerer, ledger: Ledger, chain: ScriptedChain, clock: Any
+) -> None:
+    accept(ledger)
+    wanted: list[bool] = []
+
+    def lose_the_lease() -> Completion:
+        is_wanted = chain.asked[0][3]
+        wanted.append(is_wanted())
+        clock.advance(16)
+        ledger.reap("reaper:1")
+        answerer.leases.renew()  # type: ignore[attr-defined]
+        wanted.append(is_wanted())
+        return completion()
+
+    chain.script = [lose_the_lease]
+    answerer.answer("j1")
+    assert wanted == [True, False]
+
+
+class FlakyLedger(Ledger):
+    """A ledger whose Redis is away for the first tries to finish."""
+
+    failures = 0
+
+    def finish(self, job_id: str, token: str, ending: Ending) -> bool:
+        if self.failures:
+            self.failures -= 1
+            raise RedisConnectionError("away")
+        return super().finish(job_id, token, ending)
+
+
+def test_it_keeps_an_answer_until_redis_is_back(ledger: Ledger, chain: ScriptedChain, redis: Redis) -> None:
+    flaky = FlakyLedger(redis, ledger.limits)
+    flaky.failures = 3
+    slept: list[float] = []
+    leases = LeaseKeeper(flaky)
+    answerer = Answerer(flaky, chain, TIERS, load_catalogue(), leases, "w", sleep=slept.append)  # type: ignore[arg-type]
+    accept(flaky)
+    chain.script = [completion()]
+
+    assert answerer.answer("j1") == "completed"
+    assert len(slept) == 3
+    assert [fields[b"kind"] for _, fields in redis.xrange(USAGE)] == [b"accepted", b"ended"]

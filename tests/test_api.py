@@ -1,0 +1,483 @@
+"""The HTTP contract, in process, on a real Valkey and SQLite; a thread plays the worker."""
+
+import json
+import threading
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import pytest
+from flask import Flask
+from flask.testing import FlaskClient
+from redis import Redis
+from sqlalchemy import Engine, select
+from werkzeug.test import TestResponse
+
+from config import Settings
+from routing.catalogue import load_catalogue
+from routing.errors import AllTargetsFailed, QueryRejected
+from routing.query import Completion, Query, Target, Usage
+from routing.tier import TIERS, Tier
+from storage.database import build_engine
+from storage.ledger import USAGE, Ledger
+from storage.table import queries
+from tasks.answer import Answerer
+from tasks.lease import LeaseKeeper
+from tests.conftest import LIMITS, migrate
+from tests.test_answer import ATTEMPT, Outcome
+from webapp import create_app, draining
+from webapp.problem import PROBLEMS
+
+QUERY = "/api/v1/query"
+
+
+class EchoChain:
+    """Answers every query with its own text; counts; can be held, or told to refuse."""
+
+    def __init__(self) -> None:
+        self.calls: list[Query] = []
+        self.gate = threading.Event()
+        self.gate.set()
+        self.error: Exception | None = None
+
+    def answer(self, query: Query, tier: Tier, *, deadline: float, is_wanted: Callable[[], bool]) -> Outcome:
+        self.calls.append(query)
+        self.gate.wait(10)
+        if self.error:
+            raise self.error
+        said = Completion(f"answer to: {query.text}", "openai/gpt-oss-20b", "stop", Usage(10, 20))
+        return Outcome(said, Target("groq", "openai/gpt-oss-20b"), (ATTEMPT,))
+
+
+@pytest.fixture
+def chain() -> EchoChain:
+    return EchoChain()
+
+
+@pytest.fixture
+def worker(redis: Redis, chain: EchoChain) -> Iterator[None]:
+    """Answers whatever is queued, in the ledger's order."""
+    ledger = Ledger(redis, LIMITS)
+    answerer = Answerer(ledger, chain, TIERS, load_catalogue(), LeaseKeeper(ledger), "thread")  # type: ignore[arg-type]
+    stop = threading.Event()
+
+    def work() -> None:
+        with ThreadPoolExecutor(8) as pool:
+            taken: set[bytes] = set()
+            while not stop.wait(0.005):
+                waiting = {job for tier in TIERS for job in redis.zrange(f"aqr:queued:{tier}", 0, -1)} - taken
+                taken |= waiting
+                for job in waiting:
+                    pool.submit(answerer.answer, job.decode())
+
+    thread = threading.Thread(target=work)
+    thread.start()
+    yield
+    chain.gate.set()
+    stop.set()
+    thread.join()
+
+
+@pytest.fixture
+def app(redis: Redis, settings: Callable[..., Settings]) -> Flask:
+    return create_app(settings(groq_api_key="gsk_planted_secret", max_query_chars=1_000, max_body_bytes=8_192))
+
+
+@pytest.fixture
+def client(app: Flask) -> FlaskClient:
+    return app.test_client()
+
+
+def ask(
+    client: FlaskClient, query: str = "What is AI?", headers: dict[str, str] | None = None, **body: Any
+) -> TestResponse:
+    return client.post(QUERY, json={"query": query, **body}, headers=headers)
+
+
+def poll(client: FlaskClient, path: str) -> Any:
+    until = time.monotonic() + 5
+    while (response := client.get(path)).status_code == 202:
+        assert time.monotonic() < until
+        assert int(response.headers["Retry-After"]) >= 1
+        time.sleep(0.01)
+    return response.json
+
+
+@pytest.mark.usefixtures("worker")
+def test_it_answers_a_query_with_every_field_of_the_contract(client: FlaskClient) -> None:
+    response = ask(client)
+
+    assert response.status_code == 200
+    assert response.headers["X-Cache"] == "MISS"
+    assert "total;dur=" in response.headers["Server-Timing"]
+    body = response.json
+    assert body["latency_ms"] > 0
+    body |= {"id": "i", "latency_ms": 1}
+    assert body == {
+        "id": "i",
+        "query": "What is AI?",
+        "response": "answer to: What is AI?",
+        "model_used": "openai/gpt-oss-20b",
+        "provider": "groq",
+        "complexity": "simple",
+        "latency_ms": 1,
+        "cached": False,
+        "cost_estimate": pytest.approx(10 * 0.075e-6 + 20 * 0.30e-6),
+        "usage": {"prompt_tokens": 10, "completion_tokens": 20, "total_tokens": 30},
+        "routing": {"score": 0, "words": 3, "signals": []},
+        "finish_reason": "stop",
+    }
+
+
+@pytest.mark.usefixtures("worker")
+def test_it_answers_the_second_time_from_the_cache(client: FlaskClient, chain: EchoChain) -> None:
+    first = ask(client, "What is  AI?").json
+    response = ask(client, "what is AI?")
+
+    assert response.headers["X-Cache"] == "HIT"
+    assert int(response.headers["Age"]) >= 0
+    assert (response.json["cached"], response.json["cost_estimate"]) == (True, 0.0)
+    assert response.json["response"] == first["response"]
+    assert response.json["query"] == "what is AI?"
+    assert response.json["id"] != first["id"]
+    assert len(chain.calls) == 1
+
+
+@pytest.mark.usefixtures("worker")
+@pytest.mark.parametrize(
+    ("query", "tier"),
+    [
+        ("What is AI?", "simple"),
+        ("Explain binary search", "medium"),
+        ("Provide a comprehensive analysis of microservices", "complex"),
+    ],
+)
+def test_it_sends_each_query_to_its_tier(client: FlaskClient, query: str, tier: str) -> None:
+    assert ask(client, query).json["complexity"] == tier
+
+
+@pytest.mark.usefixtures("worker")
+def test_it_obeys_the_callers_tier(client: FlaskClient) -> None:
+    assert ask(client, tier="complex").json["complexity"] == "complex"
+
+
+@pytest.mark.usefixtures("worker")
+@pytest.mark.parametrize(
+    ("body", "headers"), [({"wait_seconds": 0}, {}), ({}, {"Prefer": "respond-async"}), ({}, {"Prefer": "wait=0"})]
+)
+def test_it_promises_an_answer_and_keeps_it(
+    client: FlaskClient, chain: EchoChain, body: dict[str, Any], headers: dict[str, str]
+) -> None:
+    chain.gate.clear()
+    response = ask(client, headers=headers, **body)
+
+    assert response.status_code == 202
+    job = response.json
+    assert response.headers["Location"] == job["links"]["self"] == f"/api/v1/jobs/{job['id']}"
+    assert job["object"] == "job"
+    assert job["status"] in ("queued", "running")
+    assert job["result"] is None
+    chain.gate.set()
+    done = poll(client, job["links"]["self"])
+    assert (done["status"], done["id"], done["result"]["id"]) == ("completed", job["id"], job["id"])
+    assert done["result"]["response"] == "answer to: What is AI?"
+    assert done["attempts"][0]["outcome"] == "ok"
+    assert done["timings"]["queued_ms"] >= 0
+
+
+@pytest.mark.usefixtures("worker")
+def test_a_wait_that_ends_early_leaves_a_job_that_goes_on(client: FlaskClient, chain: EchoChain) -> None:
+    chain.gate.clear()
+    response = ask(client, wait_seconds=0.05)
+    assert response.status_code == 202
+
+    chain.gate.set()
+    assert poll(client, response.json["links"]["self"])["status"] == "completed"
+
+
+@pytest.mark.usefixtures("worker")
+def test_fifty_identical_queries_make_one_call_and_fifty_answers(app: Flask, chain: EchoChain, redis: Redis) -> None:
+    chain.gate.clear()
+    with ThreadPoolExecutor(50) as pool:
+        futures = [pool.submit(ask, app.test_client()) for _ in range(50)]
+        until = time.monotonic() + 10
+        while redis.xlen(USAGE) < 50 and time.monotonic() < until:
+            time.sleep(0.01)
+        chain.gate.set()
+        responses = [future.result() for future in futures]
+
+    assert {r.status_code for r in responses} == {200}
+    assert {r.json["response"] for r in responses} == {"answer to: What is AI?"}
+    assert len({r.json["id"] for r in responses}) == 50
+    assert [r.headers["X-Cache"] for r in responses].count("COALESCED") == 49
+    assert sum(r.json["cost_estimate"] > 0 for r in responses) == 1
+    assert len(chain.calls) == 1
+
+
+@pytest.mark.usefixtures("worker")
+def test_cache_modes_do_what_they_say(client: FlaskClient, chain: EchoChain) -> None:
+    only = ask(client, cache={"mode": "only"})
+    assert (only.status_code, only.json["code"]) == (404, "not_cached")
+
+    assert ask(client, cache={"mode": "bypass"}).headers["X-Cache"] == "BYPASS"
+    assert ask(client, cache={"mode": "only"}).status_code == 404
+    assert ask(client, cache={"mode": "refresh"}).headers["X-Cache"] == "REFRESH"
+    assert ask(client, cache={"mode": "only"}).headers["X-Cache"] == "HIT"
+    assert ask(client, cache={"mode": "refresh"}).headers["X-Cache"] == "REFRESH"
+    assert len(chain.calls) == 3
+
+
+@pytest.mark.usefixtures("worker")
+def test_what_changes_the_answer_changes_the_cache_key(client: FlaskClient, chain: EchoChain) -> None:
+    for body in ({}, {"system": "Be brief."}, {"temperature": 0.5}, {"max_tokens": 9}, {"tier": "medium"}):
+        assert ask(client, **body).headers["X-Cache"] == "MISS"
+        assert ask(client, **body).headers["X-Cache"] == "HIT"
+    assert len(chain.calls) == 5
+
+
+@pytest.mark.usefixtures("worker")
+def test_it_says_why_no_target_answered(client: FlaskClient, chain: EchoChain) -> None:
+    chain.error = AllTargetsFailed([ATTEMPT], QueryRejected(Target("groq", "m"), "HTTP 400: bad"))
+
+    response = ask(client)
+    assert (response.status_code, response.json["code"]) == (422, "provider_query_rejected")
+    assert response.mimetype == "application/problem+json"
+
+
+def test_it_refuses_when_no_provider_is_configured(redis: Redis, settings: Callable[..., Settings]) -> None:
+    response = ask(create_app(settings()).test_client())
+
+    assert (response.status_code, response.json["code"]) == (503, "no_provider")
+    assert "GROQ_API_KEY" in response.json["detail"]
+
+
+def test_it_refuses_a_query_when_the_queue_is_full(redis: Redis, settings: Callable[..., Settings]) -> None:
+    client = create_app(settings(groq_api_key="k", max_queue_depth=1)).test_client()
+    ask(client, "one", wait_seconds=0)
+
+    response = ask(client, "two", wait_seconds=0)
+    assert (response.status_code, response.json["code"]) == (429, "queue_full")
+    assert int(response.headers["Retry-After"]) >= 1
+
+
+@pytest.mark.parametrize(
+    ("body", "status", "field"),
+    [
+        ({}, 422, "query"),
+        ({"query": ""}, 422, "query"),
+        ({"query": " \n\t "}, 422, "query"),
+        ({"query": 5}, 422, "query"),
+        ({"query": None}, 422, "query"),
+        ({"query": ["x"]}, 422, "query"),
+        ({"query": "a\x00b"}, 422, "query"),
+        ({"query": "a\ud800b"}, 422, "query"),
+        ({"query": "x", "system": "\udfff"}, 422, "system"),
+        ({"query": "x", "nope": 1}, 422, "nope"),
+        ({"query": "x", "tier": "huge"}, 422, "tier"),
+        ({"query": "x", "tier": 1}, 422, "tier"),
+        ({"query": "x", "wait_seconds": -1}, 422, "wait_seconds"),
+        ({"query": "x", "wait_seconds": "5"}, 422, "wait_seconds"),
+        ({"query": "x", "wait_seconds": True}, 422, "wait_seconds"),
+        ({"query": "x", "wait_seconds": 1e9}, 422, "wait_seconds"),
+        ({"query": "x", "max_tokens": 0}, 422, "max_tokens"),
+        ({"query": "x", "max_tokens": 1.5}, 422, "max_tokens"),
+        ({"query": "x", "temperature": 3}, 422, "temperature"),
+        ({"query": "x", "deadline_seconds": 0}, 422, "deadline_seconds"),
+        ({"query": "x", "deadline_seconds": 1e9}, 422, "deadline_seconds"),
+        ({"query": "x", "priority": "urgent"}, 422, "priority"),
+        ({"query": "x", "cache": {"mode": "never"}}, 422, "cache.mode"),
+        ({"query": "x", "cache": {"ttl": -1}}, 422, "cache.ttl"),
+        ({"query": "x", "cache": {"depth": 1}}, 422, "cache.depth"),
+        ({"query": "x" * 1_001}, 413, "query"),
+        ([1], 422, "body"),
+        ("x", 422, "body"),
+        (None, 422, "body"),
+    ],
+)
+def test_it_names_the_field_that_does_not_fit(client: FlaskClient, body: Any, status: int, field: str) -> None:
+    response = client.post(QUERY, data=json.dumps(body), content_type="application/json")
+
+    assert response.status_code == status
+    assert response.mimetype == "application/problem+json"
+    assert response.json["errors"][0]["field"] == field
+    assert response.json["status"] == status
+
+
+@pytest.mark.parametrize(
+    ("body", "kind", "code"),
+    [
+        (b"{nope", "application/json", "malformed_json"),
+        (b"", "application/json", "malformed_json"),
+        (b"\xff\xfe", "application/json", "malformed_json"),
+        (b'{"query": NaN}', "application/json", "malformed_json"),
+        (b"[" * 8_000, "application/json", "malformed_json"),
+        (b"query=x", "application/x-www-form-urlencoded", "not_json"),
+        (b'{"query": "x"}', "", "not_json"),
+        (b'{"query": "' + b"x" * 10_000_000 + b'"}', "application/json", "body_too_large"),
+    ],
+)
+def test_it_refuses_bodies_that_are_not_json(client: FlaskClient, body: bytes, kind: str, code: str) -> None:
+    response = client.post(QUERY, data=body, content_type=kind)
+
+    assert response.json["code"] == code
+    assert response.status_code == PROBLEMS[code][0]
+    assert response.mimetype == "application/problem+json"
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "code"),
+    [
+        ("GET", "/nope", "not_found"),
+        ("GET", "/api/v1/jobs/nope", "job_unknown"),
+        ("GET", QUERY, "method_not_allowed"),
+        ("DELETE", "/health", "method_not_allowed"),
+        ("GET", "/api/v1/metrics?hours=x", "invalid_request"),
+        ("GET", "/api/v1/metrics?hours=-1", "invalid_request"),
+        ("GET", "/api/v1/metrics?days=1", "invalid_request"),
+        ("GET", "/api/v1/jobs/" + "x" * 65, "invalid_request"),
+    ],
+)
+def test_every_error_is_a_problem(client: FlaskClient, method: str, path: str, code: str) -> None:
+    response = client.open(path, method=method)
+
+    assert response.json["code"] == code
+    assert response.mimetype == "application/problem+json"
+    assert response.json["instance"] == response.headers["X-Request-Id"]
+
+
+def test_a_bug_becomes_a_problem_without_its_text(app: Flask) -> None:
+    app.add_url_rule("/boom", view_func=lambda: 1 / 0)
+
+    response = app.test_client().get("/boom")
+    assert (response.status_code, response.json["code"]) == (500, "internal_error")
+    assert "division" not in response.text
+
+
+@pytest.mark.parametrize(("sent", "kept"), [("abc-123", True), ("a b", False), ("x" * 65, False), ("é", False)])
+def test_it_keeps_a_sane_request_id(client: FlaskClient, sent: str, kept: bool) -> None:
+    found = client.get("/livez", headers={"X-Request-Id": sent}).headers["X-Request-Id"]
+
+    assert (found == sent) is kept
+    assert found
+
+
+def test_classify_explains_itself_with_characters_of_the_query(client: FlaskClient) -> None:
+    text = "Compare and contrast different sorting algorithms"
+    found = client.post("/api/v1/classify", json={"query": text}).json
+
+    assert (found["tier"], found["score"], found["words"]) == ("complex", 4, 6)
+    [signal] = [s for s in found["signals"] if s["name"] == "high_complexity_indicator"]
+    assert [word.split()[-1] for word in signal["texts"]] == ["Compare", "contrast"]
+    assert [text[start:end] for start, end in signal["spans"]] == signal["texts"]
+    assert found["targets"] == [{"provider": "groq", "model": "openai/gpt-oss-120b"}]
+
+
+def test_metrics_agree_with_an_empty_history(client: FlaskClient, sqlite_url: str) -> None:
+    migrate(build_engine(sqlite_url))
+    found = client.get("/api/v1/metrics").json
+
+    assert found["queries"]["total"] == 0
+    assert found["queues"]["simple"] == {"queued": 0, "running": 0}
+    assert found["cost"]["baseline"] == "every query answered by groq:openai/gpt-oss-120b"
+
+
+def test_metrics_say_when_the_database_is_away(redis: Redis, settings: Callable[..., Settings]) -> None:
+    client = create_app(settings(database_url="postgresql://nobody@127.0.0.1:1/none")).test_client()
+
+    response = client.get("/api/v1/metrics")
+    assert (response.status_code, response.json["code"]) == (503, "database_unavailable")
+
+
+def test_prometheus_exposes_traffic_and_the_fleet(client: FlaskClient) -> None:
+    client.get("/livez")
+    text = client.get("/metrics").text
+
+    assert 'aqr_http_requests_total{method="GET",route="/livez",status="200"} 1.0' in text
+    assert 'aqr_fleet_jobs_queued{tier="simple"} 0.0' in text
+    assert "aqr_fleet_redis_up 1.0" in text
+
+
+def test_the_document_describes_every_route(app: Flask) -> None:
+    found = app.test_client().get("/openapi.json").json
+
+    assert found["openapi"].startswith("3.1")
+    routes = {rule.rule.replace("<string:id>", "{id}") for rule in app.url_map.iter_rules()}
+    documented = set(found["paths"])
+    assert routes - documented == {"/openapi.json", "/docs", "/docs/start.js", "/docs/assets/<path:name>"}
+    assert "ProblemDetails" in found["components"]["schemas"]
+
+
+def test_swagger_ui_needs_nothing_from_elsewhere(client: FlaskClient) -> None:
+    page = client.get("/docs").text
+
+    assert "http://" not in page
+    assert "https://" not in page
+    for path in ("/docs/assets/css/swagger-ui.css", "/docs/assets/js/swagger-ui-bundle.js", "/docs/start.js"):
+        assert path in page
+        assert client.get(path).status_code == 200
+
+
+def test_it_is_not_ready_while_it_stops(client: FlaskClient) -> None:
+    assert client.get("/readyz").status_code == 200
+    draining.start()
+    try:
+        assert client.get("/readyz").status_code == 503
+        assert ask(client).status_code == 202  # accepted, and not waited for
+    finally:
+        draining._draining.clear()
+
+
+@pytest.fixture
+def recorded(sqlite_url: str) -> Engine:
+    engine = build_engine(sqlite_url)
+    migrate(engine)
+    return engine
+
+
+def test_it_answers_without_redis_and_records_it(
+    settings: Callable[..., Settings], chain: EchoChain, recorded: Engine
+) -> None:
+    app = create_app(settings(redis_url="redis://127.0.0.1:1/0", groq_api_key="k"))
+    answerer = app.extensions["services"].inline._answerer
+    object.__setattr__(answerer, "chain", chain)
+
+    response = ask(app.test_client(), wait_seconds=0)
+
+    assert response.status_code == 200
+    assert response.headers["X-Router-Degraded"] == "redis"
+    assert response.headers["X-Cache"] == "BYPASS"
+    assert response.json["response"] == "answer to: What is AI?"
+    with recorded.connect() as connection:
+        row = connection.execute(select(queries)).one()
+    assert (row.id, row.status, row.is_degraded) == (response.json["id"], "completed", True)
+
+
+def test_it_bounds_what_it_answers_without_redis(settings: Callable[..., Settings], chain: EchoChain) -> None:
+    app = create_app(settings(redis_url="redis://127.0.0.1:1/0", groq_api_key="k", max_inline_answers=1))
+    object.__setattr__(app.extensions["services"].inline._answerer, "chain", chain)
+    chain.gate.clear()
+    with ThreadPoolExecutor(1) as pool:
+        first = pool.submit(ask, app.test_client())
+        until = time.monotonic() + 5
+        while not chain.calls and time.monotonic() < until:
+            time.sleep(0.01)
+        second = ask(app.test_client())
+        chain.gate.set()
+
+    assert (second.status_code, second.json["code"]) == (503, "overloaded")
+    assert second.headers["Retry-After"] == "1"
+    assert first.result().status_code == 200
+
+
+def test_jobs_say_when_redis_is_away(settings: Callable[..., Settings]) -> None:
+    client = create_app(settings(redis_url="redis://127.0.0.1:1/0", groq_api_key="k")).test_client()
+
+    response = client.get("/api/v1/jobs/x")
+    assert (response.status_code, response.json["code"]) == (503, "redis_unavailable")
+
+
+@pytest.mark.usefixtures("worker")
+def test_no_answer_or_error_carries_a_key(client: FlaskClient) -> None:
+    for response in (ask(client), client.get("/health"), client.get("/openapi.json"), client.get("/metrics")):
+        assert "gsk_planted_secret" not in response.text

@@ -1,0 +1,343 @@
+"""The walk along a tier's targets, over real HTTP to the scripted providers."""
+
+import logging
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+
+import pytest
+
+from providers import PROVIDERS
+from providers.chain import Chain, NoBoard, Outcome, TargetBoard
+from providers.client import HttpClient
+from providers.wire import Provider
+from routing.catalogue import Catalogue, load_catalogue
+from routing.errors import AllTargetsFailed, CallAborted, NoTargets, QueryRejected, TargetTimedOut
+from routing.query import Query, Target
+from routing.tier import TIERS, Tier
+from tests.fake_provider import KEYS, FakeProvider, Fault
+
+GROQ = Target("groq", "llama-3.1-8b-instant")
+GROQ_SUCCESSOR = Target("groq", "openai/gpt-oss-20b")
+TOGETHER = Target("together", "meta-llama/Llama-3.2-3B-Instruct-Turbo")
+LOCAL = Target("local", "smollm2-135m-instruct")
+SIMPLE = TIERS["simple"]
+STARTED_AT = 1_700_000_000_000
+
+
+@dataclass
+class MemoryBoard:
+    """A board that remembers what it is told."""
+
+    held: dict[Target, str] = field(default_factory=dict)
+    seconds: dict[Target, float] = field(default_factory=dict)
+
+    def states(self, targets: Sequence[Target]) -> Mapping[Target, str]:
+        return {target: self.held[target] for target in targets if target in self.held}
+
+    def hold(self, target: Target, reason: str, seconds: float) -> None:
+        self.held[target] = reason
+        self.seconds[target] = seconds
+
+
+@dataclass
+class Rig:
+    """A chain over the fake server and a board in memory."""
+
+    fake: FakeProvider
+    board: MemoryBoard
+
+    def chain(self, *names: str, board: TargetBoard | None = None, catalogue: Catalogue | None = None) -> Chain:
+        client = HttpClient(pool_size=4, connect_timeout_s=1, max_reply_bytes=256 * 1024)
+        known = catalogue or load_catalogue()
+        providers = {
+            name: Provider(PROVIDERS[name], client, self.fake.base_url(name), KEYS[name], known)
+            for name in names or PROVIDERS
+        }
+        return Chain(providers, known, board or self.board, now_ms=lambda: STARTED_AT)
+
+    def ask(self, *names: str, tier: Tier = SIMPLE, seconds: float = 5) -> Outcome:
+        return self.chain(*names).answer(Query("hello"), tier, deadline=time.monotonic() + seconds)
+
+    def fails(self, *names: str, tier: Tier = SIMPLE, seconds: float = 5) -> AllTargetsFailed:
+        with pytest.raises(AllTargetsFailed) as caught:
+            self.ask(*names, tier=tier, seconds=seconds)
+        return caught.value
+
+
+@pytest.fixture
+def rig() -> Iterator[Rig]:
+    with FakeProvider() as fake:
+        yield Rig(fake, MemoryBoard())
+
+
+def events(caplog: pytest.LogCaptureFixture) -> list[str]:
+    return [record.__dict__["event"] for record in caplog.records if "event" in record.__dict__]
+
+
+def test_the_first_target_answers_and_no_other_is_called(rig: Rig) -> None:
+    outcome = rig.ask()
+
+    assert outcome.completion.text == "answer to: hello"
+    assert outcome.target == GROQ
+    assert (rig.fake.calls["groq"], rig.fake.calls["together"]) == (1, 0)
+
+
+def test_an_answered_attempt_says_when_how_long_and_what_it_cost(rig: Rig) -> None:
+    rig.fake.set_latency(0.05)
+
+    (attempt,) = rig.ask().attempts
+
+    assert (attempt.number, attempt.provider, attempt.model) == (1, "groq", GROQ.model)
+    assert (attempt.outcome, attempt.status, attempt.detail) == ("ok", 200, None)
+    assert attempt.started_at == STARTED_AT
+    assert 50 <= attempt.latency_ms < 1000
+    assert attempt.usage is not None
+    assert attempt.cost_usd == pytest.approx((1 * 0.05 + 3 * 0.08) / 1e6)
+
+
+def test_it_falls_back_when_the_first_provider_is_overloaded(rig: Rig) -> None:
+    rig.fake.fail_next("groq", Fault.status(503))
+
+    outcome = rig.ask()
+
+    assert outcome.target == TOGETHER
+    assert [(a.number, a.provider, a.outcome, a.status, a.cost_usd > 0) for a in outcome.attempts] == [
+        (1, "groq", "overloaded", 503, False),
+        (2, "together", "ok", 200, True),
+    ]
+
+
+@pytest.mark.parametrize("fault", ["429", "498", "401", "413", "reset", "html", "empty", "content_filter"])
+def test_it_falls_back_from_whatever_another_target_may_do_better(rig: Rig, fault: str) -> None:
+    rig.fake.fail_next("groq", Fault.parse(fault))
+
+    assert rig.ask().target == TOGETHER
+
+
+@pytest.mark.parametrize("status", [400, 422])
+def test_it_stops_at_a_query_that_every_target_would_refuse(rig: Rig, status: int) -> None:
+    rig.fake.fail_next("groq", Fault.status(status))
+
+    error = rig.fails()
+
+    assert type(error.last) is QueryRejected
+    assert [attempt.outcome for attempt in error.attempts] == ["query_rejected"]
+    assert rig.fake.calls["together"] == 0
+
+
+def test_when_all_fail_every_attempt_is_listed(rig: Rig) -> None:
+    rig.fake.fail_next("groq", Fault.status(500))
+    rig.fake.fail_next("together", Fault.status(429))
+    rig.fake.fail_next("local", Fault("html"))
+
+    error = rig.fails()
+
+    assert [(a.number, a.outcome) for a in error.attempts] == [
+        (1, "overloaded"),
+        (2, "throttled"),
+        (3, "reply_unusable"),
+    ]
+    assert error.last.target == LOCAL
+    assert sum(attempt.cost_usd for attempt in error.attempts) == 0
+
+
+def test_a_model_that_is_gone_is_replaced_by_its_successor_at_once(rig: Rig, caplog: pytest.LogCaptureFixture) -> None:
+    rig.fake.retire(GROQ.model)
+
+    with caplog.at_level(logging.INFO):
+        outcome = rig.ask()
+
+    assert outcome.target == GROQ_SUCCESSOR
+    assert [attempt.outcome for attempt in outcome.attempts] == ["model_gone", "ok"]
+    assert (rig.board.held, rig.board.seconds) == ({GROQ: "model_gone"}, {GROQ: 3600})
+    assert events(caplog) == ["provider.called", "model.replaced", "provider.called"]
+
+
+def test_a_model_that_the_board_knows_to_be_gone_is_not_called(rig: Rig) -> None:
+    rig.board.held = {GROQ: "model_gone"}
+
+    outcome = rig.ask()
+
+    assert [attempt.model for attempt in outcome.attempts] == [GROQ_SUCCESSOR.model]
+
+
+def test_a_model_that_is_gone_without_a_successor_is_the_last_resort(rig: Rig) -> None:
+    rig.board.held = {GROQ: "model_gone", GROQ_SUCCESSOR: "model_gone", TOGETHER: "paused"}
+
+    rig.fake.fail_next("local", Fault.status(500))
+    rig.fake.fail_next("together", Fault.status(500))
+
+    assert [attempt.provider for attempt in rig.ask().attempts] == ["local", "together", "groq"]
+
+
+def test_successors_that_point_at_each_other_end(rig: Rig) -> None:
+    models = {Target(model.provider, model.name): model for model in load_catalogue()}
+    looped = replace(models[GROQ_SUCCESSOR], successor=GROQ.model)
+    rig.fake.retire(GROQ.model, GROQ_SUCCESSOR.model)
+    chain = rig.chain("groq", catalogue=Catalogue([*models.values(), looped]))
+
+    with pytest.raises(AllTargetsFailed) as caught:
+        chain.answer(Query("hello"), SIMPLE, deadline=time.monotonic() + 5)
+
+    assert [attempt.model for attempt in caught.value.attempts] == [GROQ.model, GROQ_SUCCESSOR.model]
+
+
+def test_no_target_is_called_twice_in_one_walk(rig: Rig) -> None:
+    tier = replace(SIMPLE, targets=(GROQ, GROQ_SUCCESSOR, GROQ, TOGETHER))
+    rig.fake.retire(GROQ.model, GROQ_SUCCESSOR.model)
+
+    outcome = rig.ask(tier=tier)
+
+    assert [attempt.model for attempt in outcome.attempts] == [
+        GROQ.model,
+        GROQ_SUCCESSOR.model,
+        TOGETHER.model,
+    ]
+
+
+def test_a_paused_target_is_called_last(rig: Rig) -> None:
+    rig.board.held = {GROQ: "paused"}
+    assert rig.ask().target == TOGETHER
+
+    rig.fake.fail_next("together", Fault.status(500))
+    rig.fake.fail_next("local", Fault.status(500))
+
+    assert [attempt.provider for attempt in rig.ask().attempts] == ["together", "local", "groq"]
+
+
+@pytest.mark.parametrize(
+    ("fault", "seconds"),
+    [
+        (Fault.status(429, retry_after=17), 17),
+        (Fault.status(429), 5),
+        (Fault.status(429, retry_after=86_400), 300),
+        (Fault.status(401), 60),
+    ],
+)
+def test_a_target_that_needs_a_rest_is_paused_for_all(rig: Rig, fault: Fault, seconds: float) -> None:
+    rig.fake.fail_next("groq", fault)
+
+    rig.ask()
+
+    assert (rig.board.held, rig.board.seconds) == ({GROQ: "paused"}, {GROQ: seconds})
+
+
+def test_a_failure_that_says_nothing_about_the_target_holds_nothing(rig: Rig) -> None:
+    rig.fake.fail_next("groq", Fault.status(413))
+    rig.fake.fail_next("together", Fault("empty"))
+
+    rig.ask()
+
+    assert rig.board.held == {}
+
+
+def test_it_works_without_a_board(rig: Rig) -> None:
+    rig.fake.retire(GROQ.model)
+
+    outcome = rig.chain(board=NoBoard()).answer(Query("hello"), SIMPLE, deadline=time.monotonic() + 5)
+
+    assert outcome.target == GROQ_SUCCESSOR
+
+
+def test_one_call_gets_no_more_than_its_tiers_time(rig: Rig) -> None:
+    rig.fake.fail_next("groq", Fault("slow_body", every=0.02))
+    started = time.monotonic()
+
+    outcome = rig.ask(tier=replace(SIMPLE, timeout_s=0.3))
+
+    assert [attempt.outcome for attempt in outcome.attempts] == ["timed_out", "ok"]
+    assert 0.3 <= time.monotonic() - started < 1
+
+
+def test_it_stops_when_the_deadline_has_passed(rig: Rig) -> None:
+    rig.fake.fail_next("groq", Fault("silence"))
+    started = time.monotonic()
+
+    error = rig.fails(seconds=0.3)
+
+    assert [attempt.outcome for attempt in error.attempts] == ["timed_out"]
+    assert type(error.last) is TargetTimedOut
+    assert rig.fake.calls["together"] == 0
+    assert time.monotonic() - started < 0.8
+
+
+def test_it_calls_nobody_when_there_is_no_time_at_all(rig: Rig) -> None:
+    error = rig.fails(seconds=-1)
+
+    assert type(error.last) is TargetTimedOut
+    assert (error.attempts, rig.fake.calls.total()) == ((), 0)
+
+
+def test_it_stops_when_the_answer_is_no_longer_wanted(rig: Rig) -> None:
+    rig.fake.fail_next("groq", Fault.status(500))
+    wishes = iter([True, False])
+
+    with pytest.raises(AllTargetsFailed) as caught:
+        rig.chain().answer(Query("hello"), SIMPLE, deadline=time.monotonic() + 5, is_wanted=lambda: next(wishes))
+
+    assert type(caught.value.last) is CallAborted
+    assert [attempt.outcome for attempt in caught.value.attempts] == ["overloaded"]
+    assert rig.fake.calls["together"] == 0
+
+
+def test_targets_without_a_configured_provider_are_passed_over(rig: Rig) -> None:
+    assert rig.ask("local").target == LOCAL
+
+
+def test_without_any_configured_target_it_says_so(rig: Rig) -> None:
+    with pytest.raises(NoTargets):
+        rig.ask("local", tier=replace(SIMPLE, targets=(GROQ, TOGETHER)))
+
+
+def test_each_call_is_logged_in_the_words_of_the_specification(rig: Rig, caplog: pytest.LogCaptureFixture) -> None:
+    rig.fake.fail_next("groq", Fault.status(500))
+    rig.fake.fail_next("together", Fault.status(500))
+
+    with caplog.at_level(logging.INFO, logger="providers.chain"):
+        rig.ask()
+
+    assert [record.getMessage() for record in caplog.records if record.levelno == logging.INFO] == [
+        f"Calling Groq with model: {GROQ.model}",
+        f"Calling Together AI with model: {TOGETHER.model}",
+        f"Calling local model with model: {LOCAL.model}",
+    ]
+
+
+def test_a_fall_back_is_logged_with_from_to_and_reason(rig: Rig, caplog: pytest.LogCaptureFixture) -> None:
+    rig.fake.fail_next("groq", Fault.status(503))
+
+    rig.ask()
+
+    (record,) = caplog.records
+    fields = record.__dict__
+    assert (record.levelno, fields["event"], fields["reason"], fields["status"]) == (
+        logging.WARNING,
+        "provider.fell_back",
+        "overloaded",
+        503,
+    )
+    assert (fields["provider"], fields["model"]) == ("groq", GROQ.model)
+    assert (fields["to_provider"], fields["to_model"]) == ("together", TOGETHER.model)
+
+
+def test_a_rejected_key_is_logged_as_an_error(rig: Rig, caplog: pytest.LogCaptureFixture) -> None:
+    rig.fake.fail_next("groq", Fault.status(401))
+
+    rig.ask()
+
+    (error,) = [record for record in caplog.records if record.levelno == logging.ERROR]
+    assert error.__dict__["event"] == "provider.key_rejected"
+
+
+def test_logs_hold_neither_the_query_nor_a_key(rig: Rig, caplog: pytest.LogCaptureFixture) -> None:
+    rig.fake.fail_next("groq", Fault.status(401))
+    rig.fake.fail_next("together", Fault.status(429))
+
+    with caplog.at_level(logging.DEBUG):
+        rig.chain().answer(Query("a secret question"), SIMPLE, deadline=time.monotonic() + 5)
+
+    logged = " ".join(str(record.__dict__) for record in caplog.records)
+    assert "provider.called" in logged
+    assert "secret question" not in logged
+    assert not any(key in logged for key in KEYS.values() if key)

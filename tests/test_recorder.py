@@ -1,0 +1,94 @@
+"""The recorder: what is in the stream ends in SQL, once, whatever fails meanwhile."""
+
+import pytest
+from redis import Redis
+from sqlalchemy import Engine, func, select
+from sqlalchemy.exc import OperationalError
+
+from storage.database import build_engine
+from storage.ledger import USAGE
+from storage.table import events, queries
+from storage.usage import POISON, UsageStream
+from tasks.recorder import Recorder
+from tests.conftest import migrate
+from tests.usage_entries import accepted, ended
+
+
+def opened(redis: Redis, name: str = "r1") -> UsageStream:
+    stream = UsageStream(redis, name)
+    stream.open()
+    return stream
+
+
+def ids(engine: Engine) -> list[str]:
+    with engine.connect() as connection:
+        return list(connection.execute(select(queries.c.id).order_by(queries.c.id)).scalars())
+
+
+def test_it_moves_entries_into_sql(redis: Redis, engine: Engine) -> None:
+    for entry in (accepted("q1"), accepted("q2"), ended("q1")):
+        redis.xadd(USAGE, entry)
+    recorder = Recorder(opened(redis), engine)
+
+    assert recorder.run() == 3
+    assert ids(engine) == ["q1", "q2"]
+    assert redis.xlen(USAGE) == 0
+    assert recorder.database_state == "ok"
+
+
+def test_it_sets_an_unreadable_entry_aside_and_records_the_rest(redis: Redis, engine: Engine) -> None:
+    for entry in (accepted("q1"), {"kind": b"nonsense"}, accepted("q2")):
+        redis.xadd(USAGE, entry)
+    Recorder(opened(redis), engine).run()
+
+    assert ids(engine) == ["q1", "q2"]
+    assert redis.xlen(USAGE) == 0
+    [(_, poison)] = redis.xrange(POISON)
+    assert poison[b"kind"] == b"nonsense"
+
+
+def test_it_keeps_entries_while_the_database_is_away(redis: Redis, sqlite_url: str) -> None:
+    engine = build_engine(sqlite_url)
+    redis.xadd(USAGE, accepted("q1"))
+    recorder = Recorder(opened(redis), engine)
+    with pytest.raises(OperationalError):  # no tables yet
+        recorder.run()
+    assert redis.xlen(USAGE) == 1
+
+    migrate(engine)
+    assert recorder.run() == 1
+    assert ids(engine) == ["q1"]
+    assert redis.xlen(USAGE) == 0
+
+
+def test_it_takes_over_what_a_dead_recorder_had_read(
+    redis: Redis, engine: Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("storage.usage.ABANDONED_AFTER_MS", 0)
+    redis.xadd(USAGE, accepted("q1"))
+    assert len(opened(redis, "dead").read(10, 10)) == 1
+
+    assert Recorder(opened(redis, "heir"), engine).run() == 1
+    assert ids(engine) == ["q1"]
+
+
+def test_two_recorders_share_the_work(redis: Redis, engine: Engine) -> None:
+    first, second = Recorder(opened(redis, "r1"), engine), Recorder(opened(redis, "r2"), engine)
+    for n in range(1_200):
+        redis.xadd(USAGE, ended(f"q{n:04}"))
+    done = 0
+    while done < 1_200:
+        done += first.run() + second.run()
+
+    assert len(ids(engine)) == 1_200
+    with engine.connect() as connection:
+        assert connection.execute(select(func.count()).select_from(events)).scalar_one() == 3_600
+
+
+def test_it_starts_again_on_a_redis_that_was_emptied(redis: Redis, engine: Engine) -> None:
+    stream = opened(redis)
+    redis.flushall()
+    stream.open()
+    redis.xadd(USAGE, accepted("q1"))
+
+    assert Recorder(stream, engine).run() == 1

@@ -1,0 +1,87 @@
+"""The relay: outbox to a broker that speaks Kafka's protocol, in order, and nothing lost while it is away."""
+
+from functools import partial
+
+from kafka import KafkaConsumer, TopicPartition
+from redis import Redis
+from sqlalchemy import Engine
+
+from embedded import broker
+from embedded.port import free_port
+from embedded.supervisor import Supervisor
+from storage.event import TOPICS, USAGE_TOPIC, rows_of
+from storage.presence import Presence
+from storage.record import count_unpublished, write
+from tasks.relay import Relay, connect
+from tests.usage_entries import accepted, ended
+
+
+def consume(servers: str, topic: str) -> list[tuple[bytes, dict[str, bytes]]]:
+    consumer = KafkaConsumer(bootstrap_servers=servers, consumer_timeout_ms=1_000)
+    parts = [TopicPartition(topic, number) for number in consumer.partitions_for_topic(topic) or ()]
+    found = []
+    if parts:
+        consumer.assign(parts)
+        consumer.seek_to_beginning(*parts)
+        found = [(message.key, dict(message.headers)) for message in consumer]
+    consumer.close()
+    return found
+
+
+def unpublished(engine: Engine) -> int:
+    with engine.connect() as connection:
+        return count_unpublished(connection)
+
+
+def test_it_publishes_both_topics_and_marks_the_rows(engine: Engine, redis: Redis, kafka_servers: str) -> None:
+    write(engine, rows_of([accepted("k1"), ended("k1")]))
+    relay = Relay(engine, Presence(redis), partial(connect, kafka_servers))
+    before = len(consume(kafka_servers, USAGE_TOPIC))
+
+    assert relay.run() == 4
+    assert relay.state == "ok"
+    assert relay.run() == 0
+    relay.close()
+
+    assert unpublished(engine) == 0
+    key, headers = consume(kafka_servers, USAGE_TOPIC)[before:][-1]
+    assert (key, headers["event_id"]) == (b"k1", b"k1.recorded")
+
+
+def test_it_keeps_the_order_of_one_job(engine: Engine, redis: Redis, kafka_servers: str) -> None:
+    write(engine, rows_of([accepted("k2"), ended("k2")]))
+    relay = Relay(engine, Presence(redis), partial(connect, kafka_servers))
+    relay.run()
+    relay.close()
+
+    ids = [headers["event_id"] for key, headers in consume(kafka_servers, TOPICS[0]) if key == b"k2"]
+    assert ids[:3] == [b"k2.accepted", b"k2.completed", b"k2.attempt.1"]
+
+
+def test_it_waits_for_a_broker_that_is_away_and_then_publishes(
+    engine: Engine, redis: Redis, supervisor: Supervisor
+) -> None:
+    port = free_port()
+    write(engine, rows_of([accepted("k3")]))
+    relay = Relay(engine, Presence(redis), partial(connect, f"127.0.0.1:{port}"))
+
+    assert relay.run() == 0
+    assert relay.state == "down"
+    assert unpublished(engine) == 1
+
+    server = broker.server(port, "late-kafka")
+    supervisor.start(server.name, server.command, server.answers)
+    assert relay.run() == 1
+    assert unpublished(engine) == 0
+    relay.close()
+    supervisor.stop("late-kafka")
+
+
+def test_only_one_of_two_relays_publishes(engine: Engine, redis: Redis, kafka_servers: str) -> None:
+    write(engine, rows_of([accepted("k4")]))
+    first = Relay(engine, Presence(redis), partial(connect, kafka_servers))
+    second = Relay(engine, Presence(redis), partial(connect, kafka_servers))
+
+    assert (first.run(), second.run()) == (1, 0)
+    assert second.state == "standby"
+    first.close()
