@@ -25,7 +25,7 @@ class Settings(BaseSettings):
     Raises pydantic's ValidationError that names each bad variable.
     """
 
-    model_config = SettingsConfigDict(env_file=".env", env_ignore_empty=True, extra="ignore", frozen=True)
+    model_config = SettingsConfigDict(env_ignore_empty=True, extra="ignore", frozen=True)
 
     # Providers
     groq_api_key: SecretStr | None = None
@@ -154,10 +154,15 @@ class Settings(BaseSettings):
         return url
 
 
+def env_file() -> str:
+    """The file beside the environment: `.env`, or what ENV_FILE names."""
+    return os.environ.get("ENV_FILE", ".env")
+
+
 def load_settings() -> Settings:
-    """Settings for a process entry; prints what is wrong and exits with 2 where they do not fit together."""
+    """Settings for a process entry; prints what is wrong and exits with 78 where they do not fit together."""
     try:
-        return Settings()
+        return Settings(_env_file=env_file())
     except ValidationError as error:
         lines = [
             f"  {'.'.join(map(str, e['loc'])).upper() or 'settings'}: {e['msg']}"

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from dotenv import dotenv_values
 
-from config import Settings
+from config import Settings, env_file
 from embedded import broker, model, valkey
 from embedded.port import free_port
 from embedded.server import Server
@@ -38,7 +38,7 @@ def located(settings: Settings, data_dir: Path, servers: list[Server]) -> dict[s
 
 def child_env(settings: Settings, found: Mapping[str, str]) -> dict[str, str]:
     """The environment of every process: `.env`, over it the launcher's own, over both what was `found`."""
-    dotenv = {key.upper(): value for key, value in dotenv_values(".env").items()}
+    dotenv = {key.upper(): value for key, value in dotenv_values(env_file()).items()}
     # Empty means "not set", as it does in Settings; Flower would take an empty FLOWER_BASIC_AUTH for a login.
     env = {key: value for layer in (dotenv, os.environ) for key, value in layer.items() if value}
     env.update(found)

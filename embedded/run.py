@@ -84,6 +84,9 @@ def serve(settings: Settings, data_dir: Path) -> None:
             _start_servers(supervisor, servers, console)
             console.step("Database: migrating")
             supervisor.run("migrate", "python -m alembic upgrade head", LIMIT_S)
+            if any(server.name == "kafka" for server in servers):
+                # The embedded broker keeps its topics in memory; the events table fills them again.
+                supervisor.run("republish", "python -m tasks.republish", LIMIT_S)
             _start_service(supervisor, settings, console)
             env_file.write_text("".join(f"{key}={shlex.quote(value)}\n" for key, value in found.items()))
             console.step("Ready")

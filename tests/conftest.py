@@ -127,10 +127,10 @@ def ledger(redis: Redis, clock: Clock) -> Ledger:
 
 @pytest.fixture
 def settings(redis_url: str, sqlite_url: str) -> Callable[..., Settings]:
-    """Settings that read neither the environment's `.env` nor anything but what a test says."""
+    """Settings as a test gives them, over a local default that can answer nothing."""
 
     def make(**given: object) -> Settings:
         base = {"redis_url": redis_url, "database_url": sqlite_url, "local_model": "off"}
-        return Settings(_env_file=None, **{**base, **given})  # type: ignore[call-arg, arg-type]
+        return Settings(**{**base, **given})  # type: ignore[arg-type]
 
     return make

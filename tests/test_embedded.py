@@ -16,7 +16,7 @@ import pytest
 from kafka import KafkaConsumer, KafkaProducer
 from redis import Redis
 
-from config import Settings
+from config import load_settings
 from embedded import broker, model, valkey
 from embedded.environment import child_env, located, missing_servers
 from embedded.port import accepts, free_port, is_free
@@ -291,9 +291,9 @@ def test_it_finds_a_free_port_outside_the_range_of_outgoing_connections() -> Non
 
 @pytest.mark.usefixtures("no_settings")
 def test_it_embeds_everything_where_nothing_is_configured(tmp_path: Path) -> None:
-    servers = missing_servers(Settings(), tmp_path)
+    servers = missing_servers(load_settings(), tmp_path)
     assert [server.name for server in servers] == ["valkey", "kafka", "model"]
-    assert located(Settings(), tmp_path, servers).keys() == {
+    assert located(load_settings(), tmp_path, servers).keys() == {
         "HOST",
         "PORT",
         "FLOWER_PORT",
@@ -321,7 +321,7 @@ def test_it_embeds_no_server_that_is_configured(
     name: str, value: str, left_out: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     monkeypatch.setenv(name, value)
-    names = {server.name for server in missing_servers(Settings(), tmp_path)}
+    names = {server.name for server in missing_servers(load_settings(), tmp_path)}
     assert names == {"valkey", "kafka", "model"} - {left_out}
 
 
@@ -329,14 +329,14 @@ def test_it_embeds_no_server_that_is_configured(
 def test_it_writes_no_secret_among_the_addresses(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("DATABASE_URL", "postgresql://router:hidden@10.0.0.1/router")
     monkeypatch.setenv("REDIS_URL", "redis://:hidden@10.0.0.1/0")
-    settings = Settings()
+    settings = load_settings()
     assert "hidden" not in str(located(settings, tmp_path, missing_servers(settings, tmp_path)))
 
 
 @pytest.mark.usefixtures("no_settings")
 def test_it_hands_the_processes_what_the_env_file_says() -> None:
     Path(".env").write_text("SIMPLE_WORKER_THREADS=7\nFLOWER_BASIC_AUTH=me:secret\nGROQ_API_KEY=\n")
-    env = child_env(Settings(), {"PORT": "8001"})
+    env = child_env(load_settings(), {"PORT": "8001"})
     assert env["SIMPLE_WORKER_THREADS"] == "7"
     assert env["FLOWER_BASIC_AUTH"] == "me:secret"
     assert env["PORT"] == "8001"
@@ -349,21 +349,21 @@ def test_it_prefers_the_environment_to_the_env_file(monkeypatch: pytest.MonkeyPa
     Path(".env").write_text("SIMPLE_WORKER_THREADS=7\nMEDIUM_WORKER_THREADS=7\n")
     monkeypatch.setenv("SIMPLE_WORKER_THREADS", "9")
     monkeypatch.setenv("MEDIUM_WORKER_THREADS", "")
-    env = child_env(Settings(), {})
+    env = child_env(load_settings(), {})
     assert (env["SIMPLE_WORKER_THREADS"], env["MEDIUM_WORKER_THREADS"]) == ("9", "7")
 
 
 @pytest.mark.usefixtures("no_settings")
 def test_it_opens_the_task_api_of_flower_on_this_machine_only(monkeypatch: pytest.MonkeyPatch) -> None:
-    assert child_env(Settings(), {})["FLOWER_UNAUTHENTICATED_API"] == "true"
+    assert child_env(load_settings(), {})["FLOWER_UNAUTHENTICATED_API"] == "true"
     monkeypatch.setenv("FLOWER_ADDRESS", "0.0.0.0")
-    assert "FLOWER_UNAUTHENTICATED_API" not in child_env(Settings(), {})
+    assert "FLOWER_UNAUTHENTICATED_API" not in child_env(load_settings(), {})
 
 
 @pytest.mark.usefixtures("no_settings")
 def test_it_keeps_a_proxy_away_from_its_own_servers(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("NO_PROXY", "example.org")
-    assert child_env(Settings(), {})["NO_PROXY"] == "example.org,127.0.0.1,localhost"
+    assert child_env(load_settings(), {})["NO_PROXY"] == "example.org,127.0.0.1,localhost"
 
 
 def test_it_reads_the_procfile_in_order() -> None:
