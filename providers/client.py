@@ -67,7 +67,7 @@ class HttpClient:
             is_stale = hold.is_reused and isinstance(broken_by(error), ConnectionError)
             if not is_stale or time.monotonic() > min(deadline, sent_at + STALE_WITHIN_S):
                 raise
-        self.close()  # else the second try could meet another stale connection
+        self.close()  # the other idle ones are as old; beside other threads the second try could meet one
         return self._send_once(request, deadline, hold)
 
     def _send_once(self, request: requests.PreparedRequest, deadline: float, hold: SocketHold) -> requests.Response:

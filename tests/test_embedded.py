@@ -16,7 +16,7 @@ import pytest
 from kafka import KafkaConsumer, KafkaProducer
 from redis import Redis
 
-from config import load_settings
+from config import Settings, load_settings
 from embedded import broker, model, valkey
 from embedded.environment import child_env, located, missing_servers
 from embedded.port import accepts, free_port, is_free

@@ -155,6 +155,8 @@ def _is_withdrawn(job_id: str, parts: Services) -> bool:
 
 
 def _wait(ask: Ask, job_id: str, cache: str, parts: Services) -> Outcome:
+    if ask.wait_s <= 0:
+        return Outcome(cache, job_id=ask.id)
     try:
         job = parts.waiter.wait(job_id, ask.wait_s)
     except RedisError:

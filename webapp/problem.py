@@ -146,7 +146,7 @@ def _from_http(error: HTTPException) -> Response:
         code = "bad_request" if (error.code or 500) < 500 else "internal_error"
     detail = error.description or error.name
     if code == "body_too_large":
-        detail = f"The body may have at most {current_app.config['MAX_CONTENT_LENGTH']} bytes."
+        detail = f"The body may have at most {current_app.config['MAX_CONTENT_LENGTH'] - 1} bytes."
     response = problem_response(Problem(code, detail))
     if allowed := getattr(error, "valid_methods", None):
         response.headers["Allow"] = ", ".join(sorted(allowed))

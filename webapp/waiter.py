@@ -95,7 +95,7 @@ class Waiter:
 
         None where the ledger does not know it. Raises RedisError where Redis was away to the end.
         """
-        if seconds <= 0 or not self._slots.acquire(blocking=False):
+        if not self._slots.acquire(blocking=False):
             return self._ledger.job(job_id)
         try:
             with self._listener.watch(job_id) as ended:
