@@ -7,7 +7,7 @@ PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 FIND_RUNNING := set -a; if [ -f .data/env ]; then . ./.data/env; fi; set +a;
 
 .DEFAULT_GOAL := help
-.PHONY: help run test test-all lint format migrate doctor events clean
+.PHONY: help run test test-all lint format migrate doctor events republish clean
 
 help: ## List these commands
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-9s %s\n", $$1, $$2 }' Makefile
@@ -39,8 +39,11 @@ migrate: $(VENV)/.installed ## Bring the database of DATABASE_URL up to date
 doctor: $(VENV)/.installed ## Say of each provider and model whether it can answer
 	@$(FIND_RUNNING) $(BIN)/python -m tasks.doctor
 
-events: $(VENV)/.installed ## Show the events of both Kafka topics as they come
-	@$(FIND_RUNNING) $(BIN)/python -m tasks.events
+events: $(VENV)/.installed ## Show the events of both Kafka topics as they come; WAIT=3 ends after 3 quiet seconds
+	@$(FIND_RUNNING) $(BIN)/python -m tasks.events $(if $(WAIT),--wait $(WAIT))
+
+republish: $(VENV)/.installed ## Put all recorded events back into the outbox, for a Kafka that lost its topics
+	@$(FIND_RUNNING) $(BIN)/python -m tasks.republish
 
 clean: ## Remove what commands made, but not .env or the data in .data
 	rm -rf $(VENV) .coverage .coverage.* .hypothesis .mypy_cache .pytest_cache .ruff_cache
