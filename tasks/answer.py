@@ -94,14 +94,12 @@ class Answerer:
         )
         attempts = [attempt.as_dict() for attempt in outcome.attempts]
         provider_ms = sum(attempt.latency_ms for attempt in outcome.attempts)
-        cache = payload["cache"]
         return Ending(
             status="completed",
             answer=answer.encode(),
             facts={**answer.facts, "provider_ms": provider_ms},
             attempts=attempts,
-            # A cut-off answer is served, but not kept for others.
-            cache=(cache["fingerprint"], cache["ttl_ms"]) if cache and completion.finish_reason == "stop" else None,
+            cache=_cache_entry(outcome, tier, payload["cache"]),
         )
 
     def _baseline_usd(self, outcome: Outcome) -> float:
@@ -131,6 +129,15 @@ class Answerer:
             return "overtaken"
         log.info("job.ended", extra={"status": ending.status, "run": claim.run})
         return ending.status
+
+
+def _cache_entry(outcome: Outcome, tier: Tier, cache: Mapping[str, Any] | None) -> tuple[str, int] | None:
+    """Where to keep the answer, if it may be kept. One cut at the cap of a fallback is not: the first target may say
+    more. Cut at the first target's cap, the same query would be cut there again.
+    """
+    finish = outcome.completion.finish_reason
+    is_best = finish == "stop" or (finish == "length" and outcome.target == tier.targets[0])
+    return (cache["fingerprint"], cache["ttl_ms"]) if cache and is_best else None
 
 
 def late_ending(tier: str, routing: Mapping[str, Any]) -> Ending:

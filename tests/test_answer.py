@@ -3,6 +3,7 @@
 import json
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -151,14 +152,21 @@ def test_it_fails_where_no_provider_is_configured(answerer: Answerer, ledger: Le
     assert ledger.job("j1").error["code"] == "no_provider"  # type: ignore[union-attr, index]
 
 
-def test_it_does_not_cache_a_cut_off_answer(
-    answerer: Answerer, ledger: Ledger, chain: ScriptedChain, redis: Redis
+@pytest.mark.parametrize(
+    ("finish_reason", "is_first_target", "is_kept"),
+    [("stop", False, True), ("length", True, True), ("length", False, False), ("tool_calls", True, False)],
+)
+def test_it_caches_an_answer_that_asking_again_would_not_better(
+    ledger: Ledger, chain: ScriptedChain, redis: Redis, finish_reason: str, is_first_target: bool, is_kept: bool
 ) -> None:
+    first = TARGET if is_first_target else Target("groq", "larger")
+    tiers = {**TIERS, "simple": replace(TIERS["simple"], targets=(first, TARGET))}
+    answerer = Answerer(ledger, chain, tiers, load_catalogue(), LeaseKeeper(ledger), "w")  # type: ignore[arg-type]
     accept(ledger)
-    chain.script = [completion("length")]
+    chain.script = [completion(finish_reason)]
 
     assert answerer.answer("j1") == "completed"
-    assert redis.get(answer_key("f1")) is None
+    assert (redis.get(answer_key("f1")) is not None) is is_kept
 
 
 def test_it_does_not_cache_what_the_caller_wants_bypassed(
