@@ -105,6 +105,15 @@ class Settings(BaseSettings):
             raise ValueError("use postgresql://user:password@host/name or sqlite:///path/to/file.db")
         return url
 
+    @field_validator("kafka_bootstrap_servers")
+    @classmethod
+    def _check_servers(cls, servers: str | None) -> str | None:
+        for server in (servers or "").split(",") if servers else ():
+            host, _, port = server.strip().rpartition(":")
+            if not host or not port.isdigit():
+                raise ValueError("use host:port, or several with commas between")
+        return servers
+
     @model_validator(mode="after")
     def _fit_together(self) -> Self:
         if self.simple_query_max_words >= self.medium_query_max_words:

@@ -44,6 +44,7 @@ def child_env(settings: Settings, found: Mapping[str, str]) -> dict[str, str]:
     env.update(found)
     env["PATH"] = os.pathsep.join([str(Path(sys.executable).parent), env.get("PATH", os.defpath)])
     env["PYTHONUNBUFFERED"] = "1"
+    env["ENV_FILE"] = os.devnull  # all of it is merged above, from the launcher's own folder
     # A proxy of the user's must not stand between the service and its own servers.
     env["NO_PROXY"] = env["no_proxy"] = ",".join(filter(None, [env.get("NO_PROXY"), "127.0.0.1,localhost"]))
     if not settings.flower_basic_auth and env.get("FLOWER_ADDRESS", "127.0.0.1") == "127.0.0.1":

@@ -146,7 +146,9 @@ class Chain:
         latency_ms = (time.monotonic() - started) * 1000
         attempt = Attempt(target.provider, target.model, started_at, latency_ms, outcome="ok", status=200)
         if isinstance(result, ProviderError):
-            return result, replace(attempt, outcome=result.code, status=result.status, detail=result.detail)
+            return result, replace(
+                attempt, outcome=result.code, status=result.status, detail=result.detail, said=result.said
+            )
         cost_usd = self._catalogue.cost_usd(target, result.usage, tier)
         return result, replace(attempt, usage=result.usage, cost_usd=cost_usd)
 

@@ -7,7 +7,8 @@ from providers.call import Reply
 from routing.errors import ReplyUnusable
 from routing.query import Completion, Target, Usage
 
-MODEL_NAME_CHARS = 200
+MODEL_NAME_CHARS = 128  # what the analytics tables hold
+MAX_TOKENS_BILLED = 2**31 - 1  # likewise; more is no count of tokens
 
 FINISH_REASONS = {"eos": "stop"}
 """Together's own words for OpenAI's."""
@@ -76,6 +77,8 @@ def _completion(target: Target, body: dict[str, Any], names_models: bool) -> Com
 
 def _usage(fields: Any) -> Usage | None:
     match fields:
-        case {"prompt_tokens": int(prompt), "completion_tokens": int(completion)} if min(prompt, completion) >= 0:
+        case {"prompt_tokens": int(prompt), "completion_tokens": int(completion)} if (
+            min(prompt, completion) >= 0 and max(prompt, completion) <= MAX_TOKENS_BILLED
+        ):
             return Usage(prompt, completion)
     return None

@@ -29,7 +29,8 @@ from routing.errors import (
 from routing.query import Completion, Query, Target
 from routing.tier import Tier
 
-DETAIL_CHARS = 300
+SAID_CHARS = 300
+ERROR_CODE = re.compile(r"[A-Za-z0-9_.-]{1,64}")
 KEY_PREFIX_CHARS = 8
 
 STATUS_ERRORS: Mapping[int, type[ProviderError]] = MappingProxyType(
@@ -115,12 +116,12 @@ class Provider:
     def _failure(self, target: Target, reply: Reply) -> ProviderError:
         error = _error_fields(reply)
         kind = self._kind(reply.status, error)
-        detail = f"HTTP {reply.status}"
-        if message := error.get("message"):
-            detail += f": {self._without_key(storable(str(message)))}"
+        code, message = error.get("code"), error.get("message")
+        named = f" {code}" if isinstance(code, str) and ERROR_CODE.fullmatch(code) else ""
         return kind(
             target,
-            detail[:DETAIL_CHARS],
+            f"HTTP {reply.status}{named}",
+            said=self._without_key(storable(str(message)))[:SAID_CHARS] if message else None,
             status=reply.status,
             retry_after=retry_after(reply.headers, time.time()) if kind is TargetThrottled else None,
         )

@@ -37,18 +37,29 @@ class NoTargets(RouterError):
 
 
 class ProviderError(RouterError):
-    """One call to one target failed."""
+    """One call to one target failed.
+
+    `detail` is what happened in our words; `said` is the provider's own message, which may quote the query: it goes
+    back to the caller and nowhere else.
+    """
 
     code = "provider_error"
     retryable = True
     try_next = True
 
     def __init__(
-        self, target: Target, detail: str, *, status: int | None = None, retry_after: float | None = None
+        self,
+        target: Target,
+        detail: str,
+        *,
+        said: str | None = None,
+        status: int | None = None,
+        retry_after: float | None = None,
     ) -> None:
         super().__init__(f"{target}: {detail}")
         self.target = target
         self.detail = detail
+        self.said = said
         self.status = status
         self.retry_after = retry_after
 
@@ -106,7 +117,7 @@ class AllTargetsFailed(RouterError):
     code = "all_targets_failed"
 
     def __init__(self, attempts: Sequence[Attempt], last: ProviderError) -> None:
-        said = "; ".join(f"{a.provider}:{a.model}: {a.detail or a.outcome}" for a in attempts)
-        super().__init__(f"No target answered. {said}")
+        told = "; ".join(f"{a.provider}:{a.model}: {a.told}" for a in attempts)
+        super().__init__(f"No target answered. {told}")
         self.attempts = tuple(attempts)
         self.last = last

@@ -65,7 +65,8 @@ class Attempt:
     """One call to one target and how it ended.
 
     `started_at` is Unix time in ms, `latency_ms` wall time of the call, `outcome` "ok" or an error code of
-    `routing.errors`, `status` the HTTP status where there was one, `cost_usd` what the call cost.
+    `routing.errors`, `status` the HTTP status where there was one, `cost_usd` what the call cost. `detail` is what
+    happened in our words, `said` the provider's own message, for the caller only.
     """
 
     provider: str
@@ -75,9 +76,15 @@ class Attempt:
     outcome: str
     status: int | None = None
     detail: str | None = None
+    said: str | None = None
     usage: Usage | None = None
     cost_usd: float = 0.0
     number: int = 0
+
+    @property
+    def told(self) -> str:
+        """What happened and what was said, for a person."""
+        return ": ".join(filter(None, (self.detail or self.outcome, self.said)))
 
     def numbered(self, number: int) -> "Attempt":
         return replace(self, number=number)
@@ -92,6 +99,7 @@ class Attempt:
             "outcome": self.outcome,
             "status": self.status,
             "detail": self.detail,
+            "said": self.said,
             "usage": self.usage.as_dict() if self.usage else None,
             "cost_usd": self.cost_usd,
         }

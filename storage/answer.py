@@ -9,6 +9,8 @@ from redis import RedisError
 from routing.query import Completion, Target, Usage
 from storage.connection import RedisClient
 
+ANSWER_VERSION = 1  # raise it when a field changes: it is part of every fingerprint, so old answers become misses
+
 
 @dataclass(frozen=True, slots=True)
 class Answer:

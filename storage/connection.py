@@ -53,6 +53,14 @@ def load_script(client: RedisClient, name: str) -> Script:
     return script
 
 
+def stream_entries(reply: Any) -> list[tuple[bytes, dict[bytes, bytes]]]:
+    """The entries in the reply of XREAD or XREADGROUP on one stream, which RESP3 nests deeper than RESP2."""
+    if not reply:
+        return []
+    [(_, entries)] = reply.items() if isinstance(reply, dict) else reply
+    return entries[0] if entries and isinstance(entries[0], list) else entries
+
+
 @cache
 def _source(name: str) -> str:
     return files("storage").joinpath("lua", f"{name}.lua").read_text("utf-8")

@@ -25,10 +25,16 @@ def _postgres_engine(url: str) -> Engine:
         pool_pre_ping=True,
         pool_recycle=1800,
         pool_use_lifo=True,
+        hide_parameters=True,  # errors are logged, and parameters may hold the text of queries
         connect_args={
             "connect_timeout": 3,
             "application_name": "ai-query-router",
             "options": _POSTGRES_OPTIONS,
+            # A host that vanishes says nothing: without these an open connection would wait for a quarter of an hour.
+            "keepalives_idle": 5,
+            "keepalives_interval": 2,
+            "keepalives_count": 3,
+            "tcp_user_timeout": 10_000,
         },
     )
 
@@ -36,7 +42,7 @@ def _postgres_engine(url: str) -> Engine:
 def _sqlite_engine(url: str) -> Engine:
     if path := make_url(url).database:
         Path(path).parent.mkdir(parents=True, exist_ok=True)
-    engine = create_engine(url, pool_size=5, max_overflow=5, pool_timeout=POOL_WAIT_S)
+    engine = create_engine(url, pool_size=5, max_overflow=5, pool_timeout=POOL_WAIT_S, hide_parameters=True)
     event.listen(engine, "connect", _set_pragmas)
     return engine
 

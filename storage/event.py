@@ -172,7 +172,7 @@ def _event(kind: str, query: Row, job_id: str, at: datetime, facts: Row, topic: 
 
 
 def _attempt_event(attempt: Row, job_id: str, tenant: str, at: datetime) -> Row:
-    facts = {"job_id": job_id, "tenant": tenant, **attempt}
+    facts = {"job_id": job_id, "tenant": tenant} | {k: v for k, v in attempt.items() if k != "said"}
     name = "provider.attempt"
     return _envelope(f"{job_id}.attempt.{attempt['number']}", name, ANALYTICS_TOPIC, job_id, at, facts)
 

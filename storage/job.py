@@ -7,7 +7,6 @@ INTERACTIVE, BATCH = 0, 9  # Celery's priorities on Redis: 0 is served first
 PRIORITIES = {"interactive": INTERACTIVE, "batch": BATCH}
 
 OPEN_STATUSES = ("queued", "running")
-ENDED_STATUSES = ("completed", "failed", "cancelled", "expired", "dead")
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,9 +59,13 @@ class Verdict:
 
 @dataclass(frozen=True, slots=True)
 class Job:
-    """A job as its caller may see it. Times are Unix ms of the Redis server."""
+    """A job as its caller may see it. Times are Unix ms of the Redis server.
+
+    `leader` is the job that answers in this one's place, where the query joined one that was in flight.
+    """
 
     id: str
+    leader: str | None
     status: str
     tier: str
     tenant: str

@@ -47,14 +47,23 @@ class Ending:
 class Ledger:
     """All transitions of a job: accept → claim → (renew …) → finish, and reap where a worker died.
 
-    `now_ms` replaces the Redis server's clock in tests. Redis errors pass through to the caller.
+    `holds_cache` says that answers live on the ledger's own server. `now_ms` replaces that server's clock in tests.
+    Redis errors pass through to the caller.
     """
 
-    def __init__(self, client: RedisClient, limits: LedgerLimits, *, now_ms: Callable[[], int] | None = None) -> None:
+    def __init__(
+        self,
+        client: RedisClient,
+        limits: LedgerLimits,
+        *,
+        holds_cache: bool = True,
+        now_ms: Callable[[], int] | None = None,
+    ) -> None:
         self.client = client
         self.limits = limits
+        self._holds_cache = holds_cache
         self._now_ms = now_ms
-        names = ("find", "accept", "withdraw", "claim", "renew", "finish", "reap")
+        names = ("find", "record_hit", "accept", "withdraw", "claim", "renew", "finish", "reap")
         self._scripts = {name: load_script(client, name) for name in names}
 
     def find(self, fingerprint: str, caller: bytes) -> bytes | None:
@@ -65,19 +74,22 @@ class Ledger:
         )
         return found
 
-    def record_hit(self, caller: bytes, answer: bytes, now_ms: int) -> None:
+    def record_hit(self, caller: bytes, answer: bytes) -> None:
         """Record the use of an answer that came from a cache of its own."""
-        fields = {"kind": "hit", "at": now_ms, "caller": caller, "answer": answer.split(b"\n", 1)[0]}
-        self.client.xadd(USAGE, fields)
+        self._scripts["record_hit"](
+            keys=[USAGE, UNRECORDED_HITS], args=[caller, self.limits.max_unrecorded_events, answer]
+        )
+
+    def unrecorded_hits(self) -> int:
+        """Hits that were answered but could not be recorded, since Redis was last emptied."""
+        return int(self.client.get(UNRECORDED_HITS) or 0)
 
     def accept(self, draft: Draft) -> Acceptance:
         """Enter a query: as leader of a new job, follower of the same query in flight, hit, or refused."""
         flight = PREFIX + "flight:" + draft.fingerprint
-        fields: dict[str, Any] = {"tier": draft.tier, "priority": draft.priority, "payload": draft.payload}
-        if draft.coalesce:
-            fields["flight"] = flight
+        fields = {"tier": draft.tier} | ({"flight": flight} if draft.coalesce else {})
         kind, value = self._scripts["accept"](
-            keys=[_job(draft.id), _callers(draft.id), flight, _queued(draft.tier), DUE, USAGE],
+            keys=[_job(draft.id), _callers(draft.id), flight, _queued(draft.tier), DUE, USAGE, UNRECORDED_HITS],
             args=[
                 self._clock(),
                 draft.id,
@@ -90,13 +102,15 @@ class Ledger:
                 self.limits.keep_ms,
                 BATCH_RANK_OFFSET_MS if draft.priority else 0,
                 draft.caller,
+                draft.payload,
+                draft.priority,
                 *(part for pair in fields.items() for part in pair),
             ],
         )
         return _acceptance(kind.decode(), value)
 
     def withdraw(self, job_id: str) -> bool:
-        """Undo an accept; False where the job already runs, or others have joined it."""
+        """Undo an accept, also one that may not have arrived; False where the job runs, or others have joined it."""
         return bool(self._scripts["withdraw"](keys=[_job(job_id), _callers(job_id), DUE], args=[job_id]))
 
     def claim(self, job_id: str, token: str, worker: str) -> Claim | str:
@@ -116,7 +130,9 @@ class Ledger:
 
     def finish(self, job_id: str, token: str, ending: Ending) -> bool:
         """End the job for good; False where another run took it over, whose result then stands."""
-        key, ttl_ms = (answer_key(ending.cache[0]), ending.cache[1]) if ending.cache else ("", 0)
+        key, ttl_ms = ("", 0)
+        if ending.cache and self._holds_cache:
+            key, ttl_ms = answer_key(ending.cache[0]), ending.cache[1]
         ended = self._scripts["finish"](
             keys=[_job(job_id), _callers(job_id), _attempts(job_id), DUE, USAGE, DONE],
             args=[
@@ -130,7 +146,7 @@ class Ledger:
                 self.limits.keep_ms,
                 key,
                 ttl_ms,
-                FLIGHT_GRACE_MS,
+                FLIGHT_GRACE_MS if ending.cache else 0,
                 *(orjson.dumps(attempt) for attempt in ending.attempts),
             ],
         )
@@ -156,18 +172,17 @@ class Ledger:
     def job(self, job_id: str) -> Job | None:
         """The job, or for a follower's id the job it joined, under the id asked for; None where unknown."""
         fields = self.client.hgetall(_job(job_id))
-        actual = job_id
-        if b"alias" in fields:
-            actual = fields[b"alias"].decode()
-            fields = self.client.hgetall(_job(actual))
+        leader = fields.pop(b"alias", None)
+        if leader:
+            fields = {**self.client.hgetall(_job(leader.decode())), **fields}
         if b"status" not in fields:
             return None
-        return _job_view(job_id, fields, self.client.lrange(_attempts(actual), 0, -1))
+        attempts = self.client.lrange(_attempts(leader.decode() if leader else job_id), 0, -1)
+        return _job_view(job_id, leader.decode() if leader else None, fields, attempts)
 
     def position(self, job: Job) -> int | None:
         """Place in its tier's queue, 1 = next; None where it is not queued."""
-        alias = self.client.hget(_job(job.id), "alias")
-        rank = self.client.zrank(_queued(job.tier), alias or job.id)
+        rank = self.client.zrank(_queued(job.tier), job.leader or job.id)
         return None if rank is None else rank + 1
 
     def depths(self, tiers: Iterable[str]) -> dict[str, dict[str, int]]:
@@ -220,11 +235,12 @@ def _acceptance(kind: Any, value: bytes) -> Acceptance:
     return Acceptance(kind, depth=int(value))
 
 
-def _job_view(job_id: str, fields: dict[bytes, bytes], attempts: list[bytes]) -> Job:
+def _job_view(job_id: str, leader: str | None, fields: dict[bytes, bytes], attempts: list[bytes]) -> Job:
     payload = orjson.loads(fields[b"payload"])
     error = fields.get(b"error")
     return Job(
         id=job_id,
+        leader=leader,
         status=fields[b"status"].decode(),
         tier=fields[b"tier"].decode(),
         tenant=payload["tenant"],

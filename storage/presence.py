@@ -9,7 +9,8 @@ from storage.connection import RedisClient, load_script
 from storage.ledger import PREFIX
 
 PRESENCE_TTL_MS = 15_000
-RECORDER = PREFIX + "recorder"
+RECORDERS = PREFIX + "recorders"
+_WORST_FIRST = ("down", "starting", "ok", "standby", "off")
 
 
 class Presence:
@@ -18,6 +19,7 @@ class Presence:
     def __init__(self, client: RedisClient) -> None:
         self._client = client
         self._lead = load_script(client, "lead")
+        self._resign = load_script(client, "resign")
 
     def show_worker(self, name: str, tiers: Iterable[str]) -> None:
         """Say that the worker `name` serves these tiers."""
@@ -48,10 +50,29 @@ class Presence:
         """Become or stay the leader of a role for `ttl_ms`."""
         return bool(self._lead(keys=[f"{PREFIX}leader:{role}"], args=[token, ttl_ms]))
 
-    def report_recorder(self, state: dict[str, Any]) -> None:
-        self._client.set(RECORDER, orjson.dumps(state), px=PRESENCE_TTL_MS)
+    def resign(self, role: str, token: str) -> None:
+        """Let another one lead at once."""
+        self._resign(keys=[f"{PREFIX}leader:{role}"], args=[token])
+
+    def report_recorder(self, name: str, state: dict[str, Any]) -> None:
+        """Say how the recorder `name` is: `database`, `kafka`, `waiting_events`."""
+        with self._client.pipeline(transaction=False) as pipe:
+            pipe.set(f"{PREFIX}recorder:{name}", orjson.dumps(state), px=PRESENCE_TTL_MS)
+            pipe.sadd(RECORDERS, name)
+            pipe.execute()
 
     def recorder(self) -> dict[str, Any] | None:
-        """What the recorder last said of itself (`database`, `kafka`, `waiting_events`); None where it is silent."""
-        said = self._client.get(RECORDER)
-        return orjson.loads(said) if said else None
+        """What the recorders say together: the worst of each part; None where all are silent.
+
+        A relay that stands by says nothing of Kafka while another one leads.
+        """
+        names = sorted(name.decode() for name in self._client.smembers(RECORDERS))
+        said = self._client.mget([f"{PREFIX}recorder:{name}" for name in names]) if names else []
+        silent = [name for name, report in zip(names, said, strict=True) if report is None]
+        if silent:
+            self._client.srem(RECORDERS, *silent)
+        reports = [orjson.loads(report) for report in said if report]
+        if not reports:
+            return None
+        worst = {part: min((r[part] for r in reports), key=_WORST_FIRST.index) for part in ("database", "kafka")}
+        return {**worst, "waiting_events": max(r["waiting_events"] for r in reports)}

@@ -1,11 +1,11 @@
 """The usage stream: everything that happened and is not yet in SQL, read by a consumer group of recorders."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from redis.exceptions import ResponseError
 
-from storage.connection import RedisClient
+from storage.connection import RedisClient, stream_entries
 from storage.ledger import USAGE
 
 GROUP = "recorder"
@@ -48,11 +48,7 @@ class UsageStream:
     def read(self, at_most: int, block_ms: int) -> list[Entry]:
         """The next new entries, waiting up to `block_ms` for the first."""
         found = self._client.xreadgroup(GROUP, self._consumer, {USAGE: ">"}, count=at_most, block=block_ms)
-        if not found:
-            return []
-        [(_, entries)] = found.items() if isinstance(found, dict) else found
-        # RESP3 wraps the entries of each stream in one more list.
-        return _entries(entries[0] if entries and isinstance(entries[0], list) else entries)
+        return _entries(stream_entries(found))
 
     def take_over(self, at_most: int) -> list[Entry]:
         """Entries that a recorder (this one before a restart, or another) read and never acknowledged."""
@@ -77,7 +73,7 @@ class UsageStream:
         return int(self._client.xlen(USAGE))
 
 
-def _entries(found: list[tuple[bytes, dict[bytes, bytes] | None]]) -> list[Entry]:
+def _entries(found: Sequence[tuple[bytes, Mapping[bytes, bytes] | None]]) -> list[Entry]:
     return [
         Entry(entry_id, {name.decode(): value for name, value in fields.items()})
         for entry_id, fields in found

@@ -9,6 +9,7 @@ from uuid import uuid4
 
 from redis import RedisError
 
+from clock import now_ms
 from logs import log_context
 from providers.chain import Chain, Outcome
 from routing.catalogue import Catalogue
@@ -30,9 +31,9 @@ class Leases(Protocol):
 
     def hold(self, claim: Claim) -> None: ...
 
-    def drop(self, job_id: str) -> None: ...
+    def drop(self, claim: Claim) -> None: ...
 
-    def is_held(self, job_id: str) -> bool: ...
+    def is_held(self, claim: Claim) -> bool: ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,7 +50,7 @@ class Answerer:
     leases: Leases
     worker: str
     cache: AnswerCache | None = None
-    now_ms: Callable[[], int] = lambda: time.time_ns() // 1_000_000
+    now_ms: Callable[[], int] = now_ms
     sleep: Callable[[float], None] = time.sleep
 
     def answer(self, job_id: str) -> str:
@@ -64,7 +65,7 @@ class Answerer:
                 ending = self.run(claim)
                 return self._finish(claim, ending)
         finally:
-            self.leases.drop(job_id)
+            self.leases.drop(claim)
 
     def run(self, claim: Claim) -> Ending:
         """Walk the targets for a claimed job. No lock, session or script is held meanwhile."""
@@ -72,7 +73,7 @@ class Answerer:
             return late_ending(claim.tier, claim.payload["routing"])
         query, tier = Query(**claim.payload["query"]), self.tiers[claim.tier]
         deadline = time.monotonic() + claim.remaining_ms / 1000
-        wanted = lambda: self.leases.is_held(claim.job_id)  # noqa: E731
+        wanted = lambda: self.leases.is_held(claim)  # noqa: E731
         try:
             outcome = self.chain.answer(query, tier, deadline=deadline, is_wanted=wanted)
         except RouterError as error:
@@ -123,7 +124,6 @@ class Answerer:
     def _finish_once(self, claim: Claim, ending: Ending) -> str:
         if self.cache and ending.cache:
             self.cache.put(ending.cache[0], ending.answer, ending.cache[1])
-            ending = Ending(ending.status, ending.facts, ending.attempts, ending.answer, ending.error)
         if not self.ledger.finish(claim.job_id, claim.token, ending):
             log.warning("job.overtaken", extra={"run": claim.run})
             return "overtaken"

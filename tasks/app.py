@@ -48,7 +48,7 @@ _TRANSPORT: dict[str, Any] = {
 
 
 def build_celery(settings: Settings, *, is_web: bool = False) -> Celery:
-    """A Celery app on the ledger's Redis. A web process gives up on the broker in 250 ms, a worker waits."""
+    """A Celery app on the ledger's Redis. A web process gives up on the broker in about a second, a worker waits."""
     app = Celery("ai-query-router", set_as_current=not is_web)
     timeouts = {"socket_timeout": 0.5, "socket_connect_timeout": 0.25} if is_web else _WORKER_TIMEOUTS
     app.conf.update(

@@ -1,9 +1,9 @@
 """Parts built from the settings, the same way in every process."""
 
-import time
 from collections.abc import Mapping
 from datetime import UTC, datetime
 
+from clock import now_ms
 from config import Settings
 from providers import build_providers
 from providers.chain import Chain
@@ -28,6 +28,7 @@ def build_ledger(settings: Settings, client: RedisClient) -> Ledger:
             republish_ms=_ms(settings.republish_seconds),
             keep_ms=_ms(settings.job_ttl_seconds),
         ),
+        holds_cache=settings.cache_redis_url is None,
     )
 
 
@@ -48,12 +49,8 @@ def build_answerer(
     """The answerer of a worker, or of a web process that answers inline; `pool_size` = calls at the same time."""
     catalogue = load_catalogue()
     providers = build_providers(settings, pool_size=pool_size)
-    chain = Chain(providers, catalogue, SharedBoard(ledger.client), now_ms=_now_ms)
+    chain = Chain(providers, catalogue, SharedBoard(ledger.client), now_ms=now_ms)
     return Answerer(ledger, chain, tiers, catalogue, leases, worker, cache)
-
-
-def _now_ms() -> int:
-    return time.time_ns() // 1_000_000
 
 
 def _ms(seconds: float) -> int:

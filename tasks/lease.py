@@ -10,30 +10,33 @@ log = logging.getLogger(__name__)
 
 
 class LeaseKeeper:
-    """The claims of one process. `renew` is to be called at least three times a lease."""
+    """The claims of one process, by token: a job taken away and claimed again is two of them.
+
+    `renew` is to be called at least three times a lease.
+    """
 
     def __init__(self, ledger: Ledger) -> None:
         self._ledger = ledger
-        self._tokens: dict[str, str] = {}
+        self._held: dict[str, Claim] = {}
         self._lock = threading.Lock()
 
     def hold(self, claim: Claim) -> None:
         with self._lock:
-            self._tokens[claim.job_id] = claim.token
+            self._held[claim.token] = claim
 
-    def drop(self, job_id: str) -> None:
+    def drop(self, claim: Claim) -> None:
         with self._lock:
-            self._tokens.pop(job_id, None)
+            self._held.pop(claim.token, None)
 
-    def is_held(self, job_id: str) -> bool:
+    def is_held(self, claim: Claim) -> bool:
         """False once the job was taken over or cancelled: what its run still does is in vain."""
-        return job_id in self._tokens
+        return claim.token in self._held
 
     def renew(self) -> None:
         """Extend every lease; forget those that are lost. Redis errors pass through, and the leases stay held."""
         with self._lock:
-            held = list(self._tokens.items())
-        for job_id, token in held:
-            if not self._ledger.renew(job_id, token):
-                log.warning("job.lease_lost", extra={"job_id": job_id})
-                self.drop(job_id)
+            held = list(self._held.values())
+        for claim in held:
+            if not self._ledger.renew(claim.job_id, claim.token):
+                log.warning("job.lease_lost", extra={"job_id": claim.job_id, "run": claim.run})
+                self.drop(claim)

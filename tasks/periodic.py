@@ -5,12 +5,13 @@ import threading
 from collections.abc import Callable
 
 from redis import RedisError
+from sqlalchemy.exc import SQLAlchemyError
 
 log = logging.getLogger(__name__)
 
 
 class Periodic:
-    """Calls `action` every `period_s` seconds. A Redis that is away is waited for, and said once."""
+    """Calls `action` at once and then every `period_s` seconds. A Redis or database that is away is said once."""
 
     def __init__(self, name: str, period_s: float, action: Callable[[], None]) -> None:
         self._name, self._period_s, self._action = name, period_s, action
@@ -27,13 +28,14 @@ class Periodic:
             self._thread.join(timeout_s)
 
     def _run(self) -> None:
+        self._once()
         while not self._stop.wait(self._period_s):
             self._once()
 
     def _once(self) -> None:
         try:
             self._action()
-        except RedisError as error:
+        except (RedisError, SQLAlchemyError) as error:
             if not self._is_failing:
                 log.warning("periodic.waiting", extra={"action": self._name, "error": type(error).__name__})
             self._is_failing = True

@@ -35,6 +35,10 @@ class Reaper:
             if len(verdicts) < BATCH:
                 return
 
+    def resign(self) -> None:
+        """Let another reaper lead at once."""
+        self._presence.resign("reaper", self._token)
+
     def _act(self, verdict: Verdict) -> None:
         if verdict.kind == "ring":
             self._ring(verdict)

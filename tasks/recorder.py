@@ -10,16 +10,17 @@ from functools import partial
 from redis import RedisError
 from redis.exceptions import ResponseError
 from sqlalchemy import Engine
-from sqlalchemy.exc import DBAPIError, OperationalError, SQLAlchemyError
+from sqlalchemy.exc import DataError, DBAPIError, IntegrityError, SQLAlchemyError, StatementError
 
 from config import Settings, load_settings
 from logs import configure_logging
 from storage.connection import blocking_client, patient_client
-from storage.database import build_engine
+from storage.database import build_engine, ping
 from storage.event import rows_of
 from storage.presence import Presence
 from storage.record import write
 from storage.usage import Entry, UsageStream
+from tasks.periodic import Periodic
 from tasks.relay import Relay, connect
 
 log = logging.getLogger(__name__)
@@ -27,9 +28,12 @@ log = logging.getLogger(__name__)
 BATCH = 500
 BLOCK_MS = 500
 PAUSE_S = 1.0
-IDLE_RELAY_S = 0.25
+RELAY_S = 0.25
 TAKE_OVER_EVERY = 20  # rounds between looks for entries that a dead recorder left behind
 REPORT_S = 3.0
+
+# An entry that is at fault is set aside. Every other error of the database is the database's: the entry waits.
+ENTRY_FAULTS = (KeyError, ValueError, TypeError, OverflowError, DataError, IntegrityError)
 
 
 class Recorder:
@@ -69,10 +73,10 @@ class Recorder:
         """Whether the batch is in SQL; False where one of its entries is at fault. Raises where SQL is away."""
         try:
             write(self._engine, rows_of(entry.fields for entry in entries))
-        except (KeyError, ValueError, TypeError):
+        except ENTRY_FAULTS:
             return False
-        except DBAPIError as error:
-            if error.connection_invalidated or isinstance(error, OperationalError):
+        except StatementError as error:
+            if isinstance(error, DBAPIError):
                 raise
             return False
         self.database_state = "ok"
@@ -91,29 +95,30 @@ class RecorderProcess:
 
     def __init__(self, settings: Settings) -> None:
         client = patient_client(settings.ledger_url)
-        consumer = f"{socket.gethostname()}:{os.getpid()}"
-        self._stream = UsageStream(blocking_client(settings.ledger_url, BLOCK_MS / 1000), consumer)
+        self._name = f"{socket.gethostname()}:{os.getpid()}"
+        self._stream = UsageStream(blocking_client(settings.ledger_url, BLOCK_MS / 1000), self._name)
         self._presence = Presence(client)
         self._engine = build_engine(settings.database_url)
         self._recorder = Recorder(self._stream, self._engine)
         servers = settings.kafka_bootstrap_servers
         self._relay = Relay(self._engine, self._presence, partial(connect, servers)) if servers else None
         self._stopped = threading.Event()
-        self._relayed = threading.Event()
+        self._loops = [Periodic("report", REPORT_S, self._report)]
+        if self._relay:
+            self._loops.append(Periodic("relay", RELAY_S, self._relay_all))
 
     def stop(self, *_: object) -> None:
         self._stopped.set()
 
     def run(self) -> None:
-        threads = [threading.Thread(target=self._report_often, name="report", daemon=True)]
-        if self._relay:
-            threads.append(threading.Thread(target=self._relay_often, name="relay", daemon=True))
-        for thread in threads:
-            thread.start()
+        for loop in self._loops:
+            loop.start()
         log.info("recorder.started", extra={"kafka": bool(self._relay)})
         self._record_often()
-        for thread in threads:
-            thread.join(timeout=20)
+        for loop in self._loops:
+            loop.stop(timeout_s=20)
+        if self._relay:
+            self._relay.stop()
         log.info("recorder.stopped")
 
     def _record_often(self) -> None:
@@ -121,6 +126,8 @@ class RecorderProcess:
         while not self._stopped.is_set():
             try:
                 if not is_open:
+                    ping(self._engine)
+                    self._recorder.database_state = "ok"
                     self._stream.open()
                     is_open = True
                 self._recorder.run()
@@ -133,25 +140,13 @@ class RecorderProcess:
                 self._recorder.database_state = "down"
                 self._wait("database", error)
 
-    def _relay_often(self) -> None:
-        relay = self._relay
-        assert relay is not None  # noqa: S101 - the thread is only started with one
-        while not self._stopped.is_set():
-            try:
-                published = relay.run()
-            except (RedisError, SQLAlchemyError):
-                published = 0
-            if not published:
-                self._stopped.wait(PAUSE_S if relay.state == "down" else IDLE_RELAY_S)
-        relay.close()
+    def _relay_all(self) -> None:
+        """Publish until nothing waits, or the broker does not answer."""
+        while self._relay and self._relay.run() and not self._stopped.is_set():
+            pass
 
-    def _report_often(self) -> None:
-        while not self._stopped.is_set():
-            try:
-                self._presence.report_recorder(self.state())
-            except RedisError:
-                log.debug("recorder.report_failed")
-            self._stopped.wait(REPORT_S)
+    def _report(self) -> None:
+        self._presence.report_recorder(self._name, self.state())
 
     def state(self) -> dict[str, object]:
         """What GET /health says of this process."""

@@ -2,13 +2,15 @@
 
 import logging
 from collections.abc import Callable
+from contextlib import suppress
 from typing import Any
 from uuid import uuid4
 
 import orjson
 from kafka import KafkaProducer
 from kafka.admin import KafkaAdminClient, NewTopic
-from kafka.errors import KafkaError, TopicAlreadyExistsError
+from kafka.errors import KafkaError, KafkaTimeoutError, TopicAlreadyExistsError
+from redis import RedisError
 from sqlalchemy import Engine
 
 from storage.event import TOPICS
@@ -18,7 +20,7 @@ from storage.record import mark_published, unpublished
 log = logging.getLogger(__name__)
 
 BATCH = 500
-CONFIRM_TIMEOUT_S = 12.0
+CONFIRM_TIMEOUT_S = 9.0
 LEADER_TTL_MS = 20_000  # longer than one batch may take, so that two relays do not publish the same rows
 BOOTSTRAP_MS = 5_000
 
@@ -34,8 +36,8 @@ def connect(servers: str) -> KafkaProducer:
         compression_type="gzip",
         linger_ms=20,
         batch_size=65_536,
-        request_timeout_ms=8_000,
-        delivery_timeout_ms=12_000,
+        request_timeout_ms=5_000,
+        delivery_timeout_ms=8_000,
         max_block_ms=3_000,
         bootstrap_timeout_ms=BOOTSTRAP_MS,
     )
@@ -70,13 +72,19 @@ class Relay:
             return 0
         try:
             published = self._publish()
-        except KafkaError as error:
+        except (KafkaError, ValueError) as error:  # ValueError: an address that cannot be one
             self._give_up(error)
             return 0
         self.state = "ok"
         return published
 
-    def close(self) -> None:
+    def stop(self) -> None:
+        """Close the producer and let another relay lead."""
+        self._disconnect()
+        with suppress(RedisError):
+            self._presence.resign("relay", self._token)
+
+    def _disconnect(self) -> None:
         if self._producer:
             self._producer.close(timeout=5)
             self._producer = None
@@ -88,7 +96,8 @@ class Relay:
         sent = [(row.seq, self._send(self._producer, row)) for row in waiting]
         if not sent:
             return 0
-        self._producer.flush(timeout=CONFIRM_TIMEOUT_S)
+        with suppress(KafkaTimeoutError):  # what was confirmed until then is marked all the same
+            self._producer.flush(timeout=CONFIRM_TIMEOUT_S)
         confirmed = [seq for seq, future in sent if future.succeeded()]
         with self._engine.begin() as connection:
             mark_published(connection, confirmed)
@@ -100,8 +109,8 @@ class Relay:
         headers = [("event_id", row.event_id.encode())]
         return producer.send(row.topic, key=row.key.encode(), value=orjson.dumps(row.payload), headers=headers)
 
-    def _give_up(self, error: KafkaError) -> None:
+    def _give_up(self, error: Exception) -> None:
         if self.state != "down":
             log.warning("relay.waiting", extra={"error": type(error).__name__, "detail": str(error)[:300]})
         self.state = "down"
-        self.close()
+        self._disconnect()

@@ -3,10 +3,12 @@
 import logging
 import os
 import socket
+from contextlib import suppress
 from typing import Any
 
 from celery import Celery
 from celery.signals import setup_logging, worker_ready, worker_shutdown
+from redis import RedisError
 
 from config import Settings, load_settings
 from logs import configure_logging
@@ -46,16 +48,15 @@ class Worker:
             worker=self.name,
             pool_size=settings.simple_worker_threads + settings.medium_worker_threads + settings.complex_worker_threads,
         )
-        reaper = Reaper(ledger, Dispatcher(app), self._presence)
+        self._reaper = Reaper(ledger, Dispatcher(app), self._presence)
         self._loops = [
             Periodic("leases", settings.lease_seconds / 4, leases.renew),
-            Periodic("reaper", settings.reaper_seconds, reaper.run),
+            Periodic("reaper", settings.reaper_seconds, self._reaper.run),
             Periodic("presence", PRESENCE_PERIOD_S, self._show),
         ]
 
     def start(self, queues: tuple[str, ...]) -> None:
         self._tiers_served = queues
-        self._show()
         for loop in self._loops:
             loop.start()
         log.info("worker.started", extra={"tiers": queues, "worker": self.name})
@@ -63,7 +64,9 @@ class Worker:
     def stop(self) -> None:
         for loop in self._loops:
             loop.stop()
-        self._presence.hide_worker(self.name, self._tiers_served)
+        with suppress(RedisError):
+            self._reaper.resign()
+            self._presence.hide_worker(self.name, self._tiers_served)
         log.info("worker.stopped", extra={"worker": self.name})
 
     def _show(self) -> None:

@@ -3,7 +3,9 @@
 import json
 import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
+from threading import Event
 from typing import Any
 
 import pytest
@@ -181,6 +183,7 @@ def test_it_does_not_cache_what_the_caller_wants_bypassed(
 
 def test_it_writes_to_a_cache_of_its_own(ledger: Ledger, chain: ScriptedChain, redis: Redis, redis_url: str) -> None:
     apart = Redis.from_url(redis_url.removesuffix("0") + "1")
+    ledger = Ledger(redis, ledger.limits, holds_cache=False)
     leases = LeaseKeeper(ledger)
     answerer = Answerer(ledger, chain, TIERS, load_catalogue(), leases, "w", AnswerCache(apart))  # type: ignore[arg-type]
     accept(ledger)
@@ -225,6 +228,37 @@ def test_it_stops_wanting_an_answer_when_the_lease_is_lost(
     chain.script = [lose_the_lease]
     answerer.answer("j1")
     assert wanted == [True, False]
+
+
+def test_a_second_run_in_the_same_process_keeps_its_own_lease(
+    answerer: Answerer, ledger: Ledger, chain: ScriptedChain, clock: Any
+) -> None:
+    accept(ledger)
+    wanted: list[bool] = []
+
+    def second_run() -> Completion:
+        """Takes the job while the first run, overtaken, ends."""
+        first.set()
+        first_ended.wait(5)
+        wanted.append(chain.asked[1][3]())
+        return completion()
+
+    def first_run() -> Completion:
+        clock.advance(16)
+        ledger.reap("reaper:1")
+        pool.submit(answerer.answer, "j1")
+        first.wait(5)
+        wanted.append(chain.asked[0][3]())
+        return completion()
+
+    first, first_ended = Event(), Event()
+    chain.script = [first_run, second_run]
+    with ThreadPoolExecutor() as pool:
+        assert answerer.answer("j1") == "overtaken"
+        first_ended.set()
+
+    assert wanted == [True, True]
+    assert ledger.job("j1").status == "completed"  # type: ignore[union-attr]
 
 
 class FlakyLedger(Ledger):

@@ -5,11 +5,14 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from typing import Any
 
 import pytest
 from flask import Flask
 from flask.testing import FlaskClient
+from jsonschema import Draft202012Validator
+from openapi_spec_validator import validate
 from redis import Redis
 from sqlalchemy import Engine, select
 from werkzeug.test import TestResponse
@@ -19,6 +22,7 @@ from routing.catalogue import load_catalogue
 from routing.errors import AllTargetsFailed, QueryRejected
 from routing.query import Completion, Query, Target, Usage
 from routing.tier import TIERS, Tier
+from storage.answer import AnswerCache
 from storage.database import build_engine
 from storage.ledger import USAGE, Ledger
 from storage.table import queries
@@ -37,12 +41,14 @@ class EchoChain:
 
     def __init__(self) -> None:
         self.calls: list[Query] = []
+        self.deadlines: list[float] = []
         self.gate = threading.Event()
         self.gate.set()
         self.error: Exception | None = None
 
     def answer(self, query: Query, tier: Tier, *, deadline: float, is_wanted: Callable[[], bool]) -> Outcome:
         self.calls.append(query)
+        self.deadlines.append(deadline)
         self.gate.wait(10)
         if self.error:
             raise self.error
@@ -55,11 +61,14 @@ def chain() -> EchoChain:
     return EchoChain()
 
 
-@pytest.fixture
-def worker(redis: Redis, chain: EchoChain) -> Iterator[None]:
+@contextmanager
+def serving(
+    redis: Redis, chain: EchoChain, *, holds_cache: bool = True, cache: AnswerCache | None = None
+) -> Iterator[None]:
     """Answers whatever is queued, in the ledger's order."""
-    ledger = Ledger(redis, LIMITS)
-    answerer = Answerer(ledger, chain, TIERS, load_catalogue(), LeaseKeeper(ledger), "thread")  # type: ignore[arg-type]
+    ledger = Ledger(redis, LIMITS, holds_cache=holds_cache)
+    leases = LeaseKeeper(ledger)
+    answerer = Answerer(ledger, chain, TIERS, load_catalogue(), leases, "thread", cache)  # type: ignore[arg-type]
     stop = threading.Event()
 
     def work() -> None:
@@ -73,10 +82,18 @@ def worker(redis: Redis, chain: EchoChain) -> Iterator[None]:
 
     thread = threading.Thread(target=work)
     thread.start()
-    yield
-    chain.gate.set()
-    stop.set()
-    thread.join()
+    try:
+        yield
+    finally:
+        chain.gate.set()
+        stop.set()
+        thread.join()
+
+
+@pytest.fixture
+def worker(redis: Redis, chain: EchoChain) -> Iterator[None]:
+    with serving(redis, chain):
+        yield
 
 
 @pytest.fixture
@@ -408,6 +425,27 @@ def test_the_document_describes_every_route(app: Flask) -> None:
     assert "ProblemDetails" in found["components"]["schemas"]
 
 
+def test_the_document_is_valid_openapi(app: Flask) -> None:
+    validate(app.test_client().get("/openapi.json").json)
+
+
+@pytest.mark.usefixtures("worker")
+def test_answers_and_jobs_are_as_the_document_says(app: Flask, client: FlaskClient) -> None:
+    components = client.get("/openapi.json").json["components"]
+
+    def check(response: TestResponse, model: str) -> None:
+        schema = {"components": components, "$ref": f"#/components/schemas/{model}"}
+        Draft202012Validator(schema).validate(response.json)
+
+    check(ask(client), "QueryAnswer")
+    accepted = ask(client, "What is a job?", wait_seconds=0)
+    check(accepted, "JobView")
+    poll(client, accepted.headers["Location"])
+    check(client.get(accepted.headers["Location"]), "JobView")
+    check(client.get("/api/v1/jobs/nope"), "ProblemDetails")
+    check(client.post("/api/v1/classify", json={"query": "Why?"}), "ClassifyView")
+
+
 def test_swagger_ui_needs_nothing_from_elsewhere(client: FlaskClient) -> None:
     page = client.get("/docs").text
 
@@ -468,6 +506,76 @@ def test_it_bounds_what_it_answers_without_redis(settings: Callable[..., Setting
     assert (second.status_code, second.json["code"]) == (503, "overloaded")
     assert second.headers["Retry-After"] == "1"
     assert first.result().status_code == 200
+
+
+def test_a_query_that_wants_the_cache_only_costs_nothing_without_redis(
+    settings: Callable[..., Settings], chain: EchoChain
+) -> None:
+    app = create_app(settings(redis_url="redis://127.0.0.1:1/0", groq_api_key="k"))
+    object.__setattr__(app.extensions["services"].inline._answerer, "chain", chain)
+
+    response = ask(app.test_client(), cache={"mode": "only"})
+    assert (response.status_code, response.json["code"]) == (503, "redis_unavailable")
+    assert chain.calls == []
+
+
+def test_an_answer_without_redis_takes_no_longer_than_a_request_may(
+    settings: Callable[..., Settings], chain: EchoChain
+) -> None:
+    app = create_app(settings(redis_url="redis://127.0.0.1:1/0", groq_api_key="k", sync_wait_seconds=5))
+    object.__setattr__(app.extensions["services"].inline._answerer, "chain", chain)
+    ask(app.test_client(), wait_seconds=0, deadline_seconds=3_600)
+
+    assert 0 < chain.deadlines[0] - time.monotonic() <= 5
+
+
+def test_a_hit_is_served_from_its_own_cache_while_the_ledger_is_away(
+    redis: Redis, redis_url: str, settings: Callable[..., Settings], chain: EchoChain
+) -> None:
+    apart = {"cache_redis_url": redis_url.removesuffix("0") + "1", "groq_api_key": "k"}
+    with serving(redis, chain, holds_cache=False, cache=AnswerCache(Redis.from_url(apart["cache_redis_url"]))):
+        assert ask(create_app(settings(**apart)).test_client()).status_code == 200
+
+    app = create_app(settings(**apart, redis_url="redis://127.0.0.1:1/0"))
+    response = ask(app.test_client())
+    assert (response.status_code, response.headers["X-Cache"]) == (200, "HIT")
+    assert len(chain.calls) == 1
+
+
+@pytest.mark.usefixtures("worker")
+def test_the_error_of_a_job_is_a_problem(client: FlaskClient, chain: EchoChain) -> None:
+    chain.error = AllTargetsFailed([ATTEMPT], QueryRejected(Target("groq", "m"), "HTTP 400"))
+    accepted = ask(client, wait_seconds=0)
+
+    error = poll(client, accepted.headers["Location"])["error"]
+    assert (error["status"], error["code"], error["title"]) == (
+        422,
+        "provider_query_rejected",
+        "The provider refused the query",
+    )
+    assert error["type"].endswith(":provider_query_rejected")
+
+
+@pytest.mark.usefixtures("worker")
+def test_a_job_that_joined_another_is_charged_nothing(client: FlaskClient, chain: EchoChain) -> None:
+    chain.gate.clear()
+    leader = ask(client, wait_seconds=0).headers["Location"]
+    follower = ask(client, "what is  AI?", wait_seconds=0).headers["Location"]
+    chain.gate.set()
+
+    paid, joined = poll(client, leader)["result"], poll(client, follower)["result"]
+    assert paid["cost_estimate"] > 0
+    assert (joined["cost_estimate"], joined["query"]) == (0.0, "what is  AI?")
+    assert joined["response"] == paid["response"]
+
+
+def test_invented_methods_make_no_time_series(client: FlaskClient) -> None:
+    for n in range(5):
+        client.open("/livez", method=f"INVENTED{n}")
+
+    text = client.get("/metrics").text
+    assert "INVENTED" not in text
+    assert 'method="other"' in text
 
 
 def test_jobs_say_when_redis_is_away(settings: Callable[..., Settings]) -> None:

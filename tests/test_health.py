@@ -22,7 +22,7 @@ def all_well(redis: Redis, sqlite_url: str) -> Presence:
     migrate(build_engine(sqlite_url))
     presence = Presence(redis)
     presence.show_worker("w1", TIER_NAMES)
-    presence.report_recorder(FINE)
+    presence.report_recorder("r1", FINE)
     return presence
 
 
@@ -69,17 +69,17 @@ def test_it_is_degraded_without_the_database(settings: Callable[..., Settings]) 
 
 def test_it_passes_on_what_the_recorder_says_of_kafka(all_well: Presence, settings: Callable[..., Settings]) -> None:
     app = create_app(settings(kafka_bootstrap_servers="127.0.0.1:1", groq_api_key="k"))
-    all_well.report_recorder({**FINE, "kafka": "down"})
+    all_well.report_recorder("r1", {**FINE, "kafka": "down"})
     assert app.test_client().get("/health").json["parts"]["kafka"]["status"] == "down"
 
-    all_well.report_recorder(FINE)
+    all_well.report_recorder("r1", FINE)
     assert app.test_client().get("/health").json["parts"]["kafka"]["status"] == "ok"
 
 
 def test_it_says_when_the_recorder_is_silent(
     all_well: Presence, redis: Redis, settings: Callable[..., Settings]
 ) -> None:
-    redis.delete("aqr:recorder")
+    redis.delete("aqr:recorder:r1")
     response = create_app(settings(groq_api_key="k")).test_client().get("/health")
 
     assert response.json["status"] == "degraded"
@@ -108,3 +108,13 @@ def test_a_worker_that_falls_silent_is_forgotten(redis: Redis) -> None:
 
     assert presence.workers("simple") == ["w2"]
     assert redis.smembers("aqr:workers:simple") == {b"w2"}
+
+
+def test_the_recorders_together_are_as_bad_as_the_worst(redis: Redis) -> None:
+    presence = Presence(redis)
+    presence.report_recorder("r1", {**FINE, "kafka": "standby", "waiting_events": 3})
+    presence.report_recorder("r2", {**FINE, "kafka": "ok", "database": "down"})
+    assert presence.recorder() == {"database": "down", "kafka": "ok", "waiting_events": 3}
+
+    presence.report_recorder("r2", {**FINE, "kafka": "down"})
+    assert presence.recorder() == {"database": "ok", "kafka": "down", "waiting_events": 3}

@@ -166,15 +166,94 @@ def test_it_ends_every_caller_of_a_job_with_it(ledger: Ledger, redis: Redis) -> 
     assert (follower.status, follower.answer) == ("completed", ANSWER)
 
 
-def test_it_answers_from_the_job_that_has_just_finished(ledger: Ledger, redis: Redis) -> None:
+def test_it_answers_from_the_job_that_has_just_finished(redis: Redis, clock: Clock) -> None:
+    ledger = Ledger(redis, LIMITS, holds_cache=False, now_ms=clock)
     ledger.accept(draft("j1"))
     claimed(ledger)
-    ledger.finish("j1", "token", replace(DONE_WELL, cache=None))
+    ledger.finish("j1", "token", DONE_WELL)
 
     accepted = ledger.accept(draft("j2"))
 
     assert (accepted.kind, accepted.answer) == ("hit", ANSWER)
     assert usage_kinds(redis) == [b"accepted", b"ended", b"hit"]
+
+
+def test_it_asks_again_where_the_answer_was_not_to_be_kept(ledger: Ledger) -> None:
+    ledger.accept(draft("j1"))
+    claimed(ledger)
+    ledger.finish("j1", "token", replace(DONE_WELL, cache=None))
+
+    assert ledger.accept(draft("j2")).kind == "leader"
+
+
+def test_it_does_not_join_a_job_that_has_too_little_time_left(ledger: Ledger, clock: Clock) -> None:
+    ledger.accept(draft("j1"))
+    clock.advance(29)
+    assert ledger.accept(draft("j2")).kind == "follower"
+
+    clock.advance(2)
+    assert ledger.accept(draft("j3")).kind == "leader"
+    assert ledger.accept(draft("j4")).job_id == "j3"
+    claimed(ledger, "j1")
+    ledger.finish("j1", "token", DONE_WELL)
+    assert ledger.accept(draft("j5")).job_id == "j3"
+
+
+def test_an_interactive_query_does_not_wait_in_the_batch_queue(ledger: Ledger) -> None:
+    ledger.accept(draft("j1", priority=BATCH))
+    assert ledger.accept(draft("j2", priority=BATCH)).kind == "follower"
+    assert ledger.accept(draft("j3")).kind == "leader"
+
+
+def test_an_interactive_query_joins_a_batch_job_that_is_running(ledger: Ledger) -> None:
+    ledger.accept(draft("j1", priority=BATCH))
+    claimed(ledger)
+
+    assert ledger.accept(draft("j2")).kind == "follower"
+
+
+def test_an_open_job_does_not_expire_and_an_ended_one_does(ledger: Ledger, redis: Redis) -> None:
+    ledger.accept(draft("j1"))
+    ledger.accept(draft("j2"))
+    assert redis.pttl("aqr:job:j1") == redis.pttl("aqr:callers:j1") == -1
+    assert redis.pttl("aqr:job:j2") > LIMITS.keep_ms
+
+    claimed(ledger)
+    ledger.finish("j1", "token", DONE_WELL)
+    assert 0 < redis.pttl("aqr:job:j1") <= LIMITS.keep_ms
+    assert not redis.exists("aqr:callers:j1")
+
+
+def test_a_follower_keeps_its_own_words_and_time(ledger: Ledger, clock: Clock) -> None:
+    ledger.accept(draft("j1"))
+    clock.advance(3)
+    ledger.accept(draft("j2", payload=b'{"tenant":"t","query":{"text":"Q"}}'))
+
+    leader, follower = ledger.job("j1"), ledger.job("j2")
+    assert leader is not None
+    assert follower is not None
+    assert (follower.leader, follower.payload["query"]["text"]) == ("j1", "Q")
+    assert follower.created_at - leader.created_at == 3_000
+
+
+def test_a_full_redis_still_answers_hits(redis: Redis) -> None:
+    ledger = Ledger(redis, LIMITS)
+    redis.set(answer_key("f1"), ANSWER)
+    ledger.find("f1", b"{}")
+    redis.config_set("maxmemory", 1)
+    try:
+        assert ledger.find("f1", b"{}") == ANSWER
+    finally:
+        redis.config_set("maxmemory", 0)
+    assert redis.xlen(USAGE) == 1
+
+
+def test_hits_of_a_cache_apart_are_bounded_too(redis: Redis) -> None:
+    ledger = Ledger(redis, replace(LIMITS, max_unrecorded_events=1), holds_cache=False)
+    ledger.record_hit(b'{"id":"h1"}', ANSWER)
+    ledger.record_hit(b'{"id":"h2"}', ANSWER)
+
+    assert (redis.xlen(USAGE), ledger.unrecorded_hits()) == (1, 1)
 
 
 def test_it_asks_again_after_a_failure(ledger: Ledger) -> None:
@@ -200,7 +279,7 @@ def test_it_still_answers_hits_while_too_much_is_unrecorded(redis: Redis) -> Non
     redis.set(answer_key("f1"), ANSWER)
 
     assert ledger.find("f1", b"{}") == ANSWER
-    assert redis.get("aqr:unrecorded_hits") == b"1"
+    assert ledger.unrecorded_hits() == 1
 
 
 def test_it_keeps_a_renewed_lease_from_the_reaper(ledger: Ledger, clock: Clock) -> None:
@@ -287,6 +366,10 @@ def test_it_places_batch_jobs_behind_interactive_ones(ledger: Ledger, clock: Clo
 
     positions = [ledger.position(ledger.job(job_id)) for job_id in ("i1", "b1")]  # type: ignore[arg-type]
     assert positions == [1, 2]
+
+
+def test_it_withdraws_a_job_that_never_arrived(ledger: Ledger) -> None:
+    assert ledger.withdraw("nope")
 
 
 def test_it_withdraws_a_job_nobody_relies_on(ledger: Ledger, redis: Redis) -> None:

@@ -49,7 +49,7 @@ class LedgerMachine(RuleBasedStateMachine):
         job_id = f"j{self.count}"
         leader = self.flights.get(fingerprint)
         accepted = self.ledger.accept(self._draft(job_id, fingerprint))
-        if leader and self.model[leader].status in ("queued", "running"):
+        if leader and self._serves(leader):
             assert (accepted.kind, accepted.job_id) == ("follower", leader)
             self.model[leader].callers.add(job_id)
             return leader
@@ -61,6 +61,11 @@ class LedgerMachine(RuleBasedStateMachine):
         self.model[job_id] = Expected(self.clock.ms, callers={job_id})
         self.flights[fingerprint] = job_id
         return job_id
+
+    def _serves(self, leader: str) -> bool:
+        job = self.model[leader]
+        time_left = job.accepted_at + DEADLINE_S * 1000 - self.clock.ms
+        return job.status in ("queued", "running") and time_left * 2 >= DEADLINE_S * 1000
 
     @rule(target=claims, job_id=jobs)
     def claim(self, job_id: str) -> tuple[str, str]:

@@ -254,7 +254,7 @@ def test_the_key_is_never_in_an_error(keyed_rig: Rig) -> None:
 
     error = keyed_rig.fails(Fault.status(401, message=said))
 
-    assert "Incorrect API key provided: [key]" in error.detail
+    assert "Incorrect API key provided: [key]" in (error.said or "")
     assert key[:8] not in str(error)
 
 
@@ -270,8 +270,9 @@ def test_a_key_with_a_line_end_around_it_works(fake: FakeProvider) -> None:
 def test_a_long_message_is_shortened(rig: Rig) -> None:
     error = rig.fails(Fault.status(400, message="long " * 500))
 
-    assert error.detail.startswith("HTTP 400: long long")
-    assert len(error.detail) == 300
+    assert error.said is not None
+    assert error.said.startswith("long long")
+    assert len(error.said) == 300
 
 
 @pytest.mark.parametrize(

@@ -3,7 +3,7 @@
 import pytest
 from redis import Redis
 from sqlalchemy import Engine, func, select
-from sqlalchemy.exc import OperationalError
+from sqlalchemy.exc import SQLAlchemyError
 
 from storage.database import build_engine
 from storage.ledger import USAGE
@@ -47,17 +47,27 @@ def test_it_sets_an_unreadable_entry_aside_and_records_the_rest(redis: Redis, en
     assert poison[b"kind"] == b"nonsense"
 
 
-def test_it_keeps_entries_while_the_database_is_away(redis: Redis, sqlite_url: str) -> None:
-    engine = build_engine(sqlite_url)
+def test_it_keeps_entries_while_the_database_cannot_take_them(redis: Redis, database_url: str) -> None:
+    engine = build_engine(database_url)
     redis.xadd(USAGE, accepted("q1"))
     recorder = Recorder(opened(redis), engine)
-    with pytest.raises(OperationalError):  # no tables yet
+    with pytest.raises(SQLAlchemyError):  # no tables yet
         recorder.run()
     assert redis.xlen(USAGE) == 1
 
     migrate(engine)
     assert recorder.run() == 1
     assert ids(engine) == ["q1"]
+    assert redis.xlen(USAGE) == 0
+
+
+@pytest.mark.parametrize("faulty", [{"prompt_tokens": 2**70, "completion_tokens": 1}, {"prompt_tokens": "many"}])
+def test_it_sets_an_entry_aside_that_no_table_can_hold(redis: Redis, engine: Engine, faulty: dict[str, object]) -> None:
+    redis.xadd(USAGE, ended("q1", facts={"usage": {**faulty, "total_tokens": 1}}))
+    redis.xadd(USAGE, ended("q2"))
+    Recorder(opened(redis), engine).run()
+
+    assert "q2" in ids(engine)
     assert redis.xlen(USAGE) == 0
 
 

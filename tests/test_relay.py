@@ -41,7 +41,7 @@ def test_it_publishes_both_topics_and_marks_the_rows(engine: Engine, redis: Redi
     assert relay.run() == 4
     assert relay.state == "ok"
     assert relay.run() == 0
-    relay.close()
+    relay.stop()
 
     assert unpublished(engine) == 0
     key, headers = consume(kafka_servers, USAGE_TOPIC)[before:][-1]
@@ -52,7 +52,7 @@ def test_it_keeps_the_order_of_one_job(engine: Engine, redis: Redis, kafka_serve
     write(engine, rows_of([accepted("k2"), ended("k2")]))
     relay = Relay(engine, Presence(redis), partial(connect, kafka_servers))
     relay.run()
-    relay.close()
+    relay.stop()
 
     ids = [headers["event_id"] for key, headers in consume(kafka_servers, TOPICS[0]) if key == b"k2"]
     assert ids[:3] == [b"k2.accepted", b"k2.completed", b"k2.attempt.1"]
@@ -73,7 +73,7 @@ def test_it_waits_for_a_broker_that_is_away_and_then_publishes(
     supervisor.start(server.name, server.command, server.answers)
     assert relay.run() == 1
     assert unpublished(engine) == 0
-    relay.close()
+    relay.stop()
     supervisor.stop("late-kafka")
 
 
@@ -84,4 +84,22 @@ def test_only_one_of_two_relays_publishes(engine: Engine, redis: Redis, kafka_se
 
     assert (first.run(), second.run()) == (1, 0)
     assert second.state == "standby"
-    first.close()
+    first.stop()
+
+
+def test_a_relay_that_stops_lets_another_lead_at_once(engine: Engine, redis: Redis, kafka_servers: str) -> None:
+    first = Relay(engine, Presence(redis), partial(connect, kafka_servers))
+    second = Relay(engine, Presence(redis), partial(connect, kafka_servers))
+    first.run()
+    first.stop()
+    write(engine, rows_of([accepted("k5")]))
+
+    assert second.run() == 1
+    second.stop()
+
+
+def test_an_address_that_cannot_be_one_is_down_and_not_the_end(engine: Engine, redis: Redis) -> None:
+    relay = Relay(engine, Presence(redis), partial(connect, "kafka:notaport"))
+
+    assert relay.run() == 0
+    assert relay.state == "down"

@@ -15,7 +15,7 @@ from werkzeug.exceptions import RequestEntityTooLarge
 from config import Settings, load_settings
 from logs import bind_log_context, clear_log_context, configure_logging
 from webapp.api import api
-from webapp.document import document
+from webapp.document import complete, document
 from webapp.operation import operation
 from webapp.problem import Problem, ProblemDetails, from_validation, register_problems
 from webapp.service import attach, build_services, services
@@ -38,6 +38,7 @@ def create_app(settings: Settings | None = None) -> Flask:
         doc_ui=False,
         validation_error_model=ProblemDetails,
         validation_error_callback=from_validation,
+        security_schemes={},
         static_folder=None,
     )
     # One more than allowed: Werkzeug cuts a chunked body at the limit without a word, and so the cut shows.
@@ -47,6 +48,7 @@ def create_app(settings: Settings | None = None) -> Flask:
     app.register_api(api)
     app.register_api(operation)
     app.register_blueprint(document)
+    complete(app)
     app.before_request(_begin)
     app.before_request(_parse_json)
     app.after_request(_end)

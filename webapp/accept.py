@@ -1,7 +1,6 @@
 """The story of a request: look in the cache, join or become a job, ring the queue, wait for the end."""
 
 import logging
-import time
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -48,12 +47,11 @@ class Ask:
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """What the caller gets: an answer now, or a job to poll. `cache` is the X-Cache header."""
+    """What the caller gets: an answer now, or a job to poll (`job`, where it was just seen). `cache` is X-Cache."""
 
     cache: str
     answer: Answer | None = None
     job: Job | None = None
-    job_id: str | None = None
     is_degraded: bool = False
 
 
@@ -61,15 +59,20 @@ def accept(ask: Ask, parts: Services) -> Outcome:
     """Answer the query now, or take it in as a job. Raises Problem where neither can be."""
     key = fingerprint(ask.query, tenant=ask.tenant, policy=parts.policy)
     try:
-        found = _find(ask, key, parts)
-        if found:
+        if found := _find(ask, key, parts):
             return Outcome("HIT", answer=Answer.decode(found))
-        if ask.cache_mode == "only":
-            raise Problem("not_cached", "The answer is not in the cache, and cache.mode is `only`.")
-        draft = _draft(ask, key, parts)
+    except RedisError as error:
+        return _answer_inline(_draft(ask, key, parts), ask, parts, error)
+    if ask.cache_mode == "only":
+        raise Problem("not_cached", "The answer is not in the cache, and cache.mode is `only`.")
+    draft = _draft(ask, key, parts)
+    try:
         accepted = parts.ledger.accept(draft)
     except RedisError as error:
-        return _answer_inline(_draft(ask, key, parts), parts, error)
+        # Redis may have taken the job in all the same, only too late to say so.
+        if parts.withdrawals.withdraw(draft.id):
+            return _answer_inline(draft, ask, parts, error)
+        return _wait(ask, CACHE_HEADERS[ask.cache_mode], parts)
     return _follow_up(ask, draft, accepted, parts)
 
 
@@ -82,7 +85,10 @@ def _find(ask: Ask, key: str, parts: Services) -> bytes | None:
         return parts.ledger.find(key, caller)
     found = parts.cache.get(key)
     if found:
-        parts.ledger.record_hit(caller, found, time.time_ns() // 1_000_000)
+        try:
+            parts.ledger.record_hit(caller, found)
+        except RedisError as error:
+            log.warning("hit.unrecorded", extra={"query_id": ask.id, "error": type(error).__name__})
     return found
 
 
@@ -135,52 +141,58 @@ def _follow_up(ask: Ask, draft: Draft, accepted: Acceptance, parts: Services) ->
             return Outcome("HIT", answer=Answer.decode(accepted.answer or b""))
         case "full" | "backlog":
             raise _refusal(draft, accepted, parts)
-        case "leader":
-            try:
-                parts.dispatcher.ring(draft.id, draft.tier, draft.priority)
-            except OperationalError as error:
-                if _is_withdrawn(draft.id, parts):
-                    return _answer_inline(draft, parts, error)
-            return _wait(ask, draft.id, CACHE_HEADERS[ask.cache_mode], parts)
+        case "follower":
+            return _wait(ask, "COALESCED", parts, leader=accepted.job_id)
         case _:
-            return _wait(ask, accepted.job_id or draft.id, "COALESCED", parts)
+            return _ring(ask, draft, parts)
 
 
-def _is_withdrawn(job_id: str, parts: Services) -> bool:
-    """Whether the job may be answered here. Where Redis cannot say, the caller comes first: yes."""
+def _ring(ask: Ask, draft: Draft, parts: Services) -> Outcome:
     try:
-        return parts.ledger.withdraw(job_id)
-    except RedisError:
-        return True
+        parts.dispatcher.ring(draft.id, draft.tier, draft.priority)
+    except OperationalError as error:
+        if parts.inline.has_room() and parts.withdrawals.withdraw(draft.id):
+            return _answer_inline(draft, ask, parts, error)
+        # The job stands, and the reaper rings for it.
+    return _wait(ask, CACHE_HEADERS[ask.cache_mode], parts)
 
 
-def _wait(ask: Ask, job_id: str, cache: str, parts: Services) -> Outcome:
+def _wait(ask: Ask, cache: str, parts: Services, leader: str | None = None) -> Outcome:
     if ask.wait_s <= 0:
-        return Outcome(cache, job_id=ask.id)
+        return Outcome(cache)
     try:
-        job = parts.waiter.wait(job_id, ask.wait_s)
+        job = parts.waiter.wait(ask.id, ask.wait_s, leader)
     except RedisError:
-        return Outcome(cache, job_id=ask.id)
+        return Outcome(cache)
     if job is None:
         detail = "The query was accepted, but Redis has lost it since. Ask again."
         raise Problem("redis_unavailable", detail, retry_after=1)
     if job.answer and job.status == "completed":
-        return Outcome(cache, answer=Answer.decode(job.answer), job=job)
+        return Outcome(cache, answer=Answer.decode(job.answer))
     if job.error and not job.is_open:
         raise Problem(**job.error)
-    return Outcome(cache, job=job, job_id=ask.id)
+    return Outcome(cache, job=job)
 
 
 def _refusal(draft: Draft, accepted: Acceptance, parts: Services) -> Problem:
     if accepted.kind == "backlog":
         detail = f"{accepted.depth} events wait to be recorded. Is the recorder running, and its database reachable?"
         return Problem("recording_backlog", detail, retry_after=5)
-    rate = parts.ledger.drain_rate(draft.tier)
+    try:
+        rate = parts.ledger.drain_rate(draft.tier)
+    except RedisError:
+        rate = None
     retry_after = min(60.0, max(1.0, 1 / rate)) if rate else 5.0
     detail = f"{accepted.depth} queries of the tier `{draft.tier}` are waiting already."
     return Problem("queue_full", detail, retry_after=round(retry_after, 1))
 
 
-def _answer_inline(draft: Draft, parts: Services, error: Exception) -> Outcome:
+def _answer_inline(draft: Draft, ask: Ask, parts: Services, error: Exception) -> Outcome:
+    if ask.cache_mode == "only":
+        raise Problem("redis_unavailable", "The cache cannot be reached, and cache.mode is `only`.", retry_after=1)
     log.warning("query.degraded", extra={"error": type(error).__name__})
-    return Outcome("BYPASS", answer=parts.inline.answer(draft), is_degraded=True)
+    # Nobody can poll for this answer, so it may take as long as a request may wait, and no longer.
+    limit_s = min(
+        ask.deadline_s, parts.settings.max_wait_seconds, max(ask.wait_s, parts.settings.sync_wait_seconds or 1)
+    )
+    return Outcome("BYPASS", answer=parts.inline.answer(draft, limit_s), is_degraded=True)

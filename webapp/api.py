@@ -6,22 +6,32 @@ import time
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
-import orjson
 from flask import Response, g, request
 from flask_openapi3 import APIBlueprint, Tag
 from redis import RedisError
 from sqlalchemy.exc import SQLAlchemyError
 
+from clock import now_ms
 from routing.classifier import classify
 from routing.query import Query
 from routing.tier import TIER_NAMES
+from storage.answer import Answer
 from storage.metric import measure
 from webapp.accept import Ask, Outcome, accept
-from webapp.document import problems
+from webapp.document import problems, with_headers
 from webapp.problem import Problem, invalid
-from webapp.schema import ClassifyBody, ClassifyView, JobPath, JobView, MetricsQuery, QueryAnswer, QueryBody
+from webapp.schema import (
+    ClassifyBody,
+    ClassifyView,
+    JobPath,
+    JobView,
+    MetricsQuery,
+    MetricsView,
+    QueryAnswer,
+    QueryBody,
+)
 from webapp.service import services
-from webapp.view import answer_body, job_body, lost_sight_body, poll_after
+from webapp.view import answer_body, job_body, json_response, lost_sight_body, poll_after
 
 TENANT = "default"  # one tenant until keys exist; already part of every key and row
 
@@ -34,8 +44,8 @@ _PREFER_WAIT = re.compile(r"\bwait=(\d{1,6})\b")
     "/query",
     summary="Ask",
     responses={
-        200: QueryAnswer,
-        202: JobView,
+        200: with_headers(QueryAnswer, "X-Cache", "Age", "Server-Timing", "X-Router-Degraded"),
+        202: with_headers(JobView, "Location", "Retry-After", "X-Cache"),
         **problems(400, 404, 409, 413, 415, 422, 429, 500, 502, 503, 504),
     },
 )
@@ -45,15 +55,15 @@ def ask_query(body: QueryBody) -> Response:
     ask = _ask(body)
     outcome = accept(ask, parts)
     if outcome.answer is None:
-        return _accepted(outcome)
+        return _accepted(ask.id, outcome)
     parts.meter.count_query(outcome.answer.tier, outcome.cache)
-    return _answered(ask, outcome)
+    return _answered(ask, outcome.answer, outcome)
 
 
 @api.get(
     "/jobs/<string:id>",
     summary="Poll a job",
-    responses={200: JobView, 202: JobView, **problems(404, 422, 500, 503)},
+    responses={200: with_headers(JobView), 202: with_headers(JobView, "Retry-After"), **problems(404, 422, 500, 503)},
 )
 def get_job(path: JobPath) -> Response:
     """200 when the job has ended, 202 with Retry-After while it is open. Ended jobs are kept for JOB_TTL_SECONDS."""
@@ -68,8 +78,8 @@ def get_job(path: JobPath) -> Response:
             "redis_unavailable", "Jobs live in Redis, which is away; the job goes on.", retry_after=1
         ) from None
     if not job.is_open:
-        return _json(body)
-    return _json(body, 202, {"Retry-After": poll_after(body)})
+        return json_response(body)
+    return json_response(body, 202, {"Retry-After": poll_after(body)})
 
 
 @api.post("/classify", summary="Dry run", responses={200: ClassifyView, **problems(400, 413, 415, 422, 500)})
@@ -88,7 +98,7 @@ def classify_query(body: ClassifyBody) -> Response:
         for s in judged.signals
     ]
     targets = [{"provider": t.provider, "model": t.model} for t in parts.tiers[judged.tier].targets]
-    return _json(
+    return json_response(
         {
             "tier": judged.tier,
             "score": judged.score,
@@ -99,7 +109,7 @@ def classify_query(body: ClassifyBody) -> Response:
     )
 
 
-@api.get("/metrics", summary="Statistics", responses={**problems(422, 500, 503)})
+@api.get("/metrics", summary="Statistics", responses={200: MetricsView, **problems(422, 500, 503)})
 def get_metrics(query: MetricsQuery) -> Response:
     """Queries, hit rate, latencies, tokens, cost and savings of the window, and the queues of this moment."""
     parts = services()
@@ -113,15 +123,19 @@ def get_metrics(query: MetricsQuery) -> Response:
         ) from None
     baseline = next(iter(parts.tiers["complex"].targets), None)
     measured["cost"]["baseline"] = f"every query answered by {baseline}"
-    return _json({"window_hours": query.hours, "since": since.isoformat(), **measured, **_queues()})
+    return json_response({"window_hours": query.hours, "since": since.isoformat(), **measured, **_queues()})
 
 
 def _queues() -> dict[str, Any]:
     parts = services()
     try:
-        return {"queues": parts.ledger.depths(TIER_NAMES), "recorder": parts.presence.recorder()}
+        return {
+            "queues": parts.ledger.depths(TIER_NAMES),
+            "recorder": parts.presence.recorder(),
+            "unrecorded_hits": parts.ledger.unrecorded_hits(),
+        }
     except RedisError:
-        return {"queues": None, "recorder": None}
+        return {"queues": None, "recorder": None, "unrecorded_hits": None}
 
 
 def _ask(body: QueryBody) -> Ask:
@@ -149,7 +163,7 @@ def _ask(body: QueryBody) -> Ask:
 
 def new_id() -> str:
     """An id that sorts by time, so that the tables' indexes grow at one end."""
-    return f"{time.time_ns() // 1_000_000:012x}{secrets.token_hex(10)}"
+    return f"{now_ms():012x}{secrets.token_hex(10)}"
 
 
 def _wait_seconds(asked: float | None) -> float:
@@ -170,32 +184,23 @@ def _check_length(text: str, field: str = "query") -> None:
         raise Problem("query_too_long", f"{field} {message}.", errors=[(field, message)])
 
 
-def _answered(ask: Ask, outcome: Outcome) -> Response:
-    answer = outcome.answer
-    assert answer is not None  # noqa: S101 - the caller has looked
+def _answered(ask: Ask, answer: Answer, outcome: Outcome) -> Response:
     latency_ms = (time.perf_counter() - g.started) * 1000
-    is_hit = outcome.cache == "HIT"
-    body = answer_body(answer, query_id=ask.id, query=ask.query.text, latency_ms=latency_ms, is_hit=is_hit)
-    if outcome.cache == "COALESCED":
-        body["cost_estimate"] = 0.0
+    body = answer_body(answer, query_id=ask.id, query=ask.query.text, latency_ms=latency_ms, cache=outcome.cache)
     headers = {"X-Cache": outcome.cache, "Server-Timing": f"total;dur={latency_ms:.2f}"}
-    if is_hit:
-        headers["Age"] = str(max(0, time.time_ns() // 1_000_000 - answer.stored_at) // 1000)
+    if outcome.cache == "HIT":
+        headers["Age"] = str(max(0, now_ms() - answer.stored_at) // 1000)
     if outcome.is_degraded:
         headers["X-Router-Degraded"] = "redis"
-    return _json(body, headers=headers)
+    return json_response(body, headers=headers)
 
 
-def _accepted(outcome: Outcome) -> Response:
+def _accepted(job_id: str, outcome: Outcome) -> Response:
     parts = services()
     try:
-        job = parts.ledger.job(outcome.job_id or "")
-        body = job_body(job, parts) if job else lost_sight_body(outcome.job_id or "")
+        job = outcome.job or parts.ledger.job(job_id)
+        body = job_body(job, parts) if job else lost_sight_body(job_id)
     except RedisError:
-        body = lost_sight_body(outcome.job_id or "")
+        body = lost_sight_body(job_id)
     headers = {"Location": body["links"]["self"], "Retry-After": poll_after(body), "X-Cache": outcome.cache}
-    return _json(body, 202, headers)
-
-
-def _json(body: dict[str, Any], status: int = 200, headers: dict[str, str] | None = None) -> Response:
-    return Response(orjson.dumps(body), status=status, mimetype="application/json", headers=headers)
+    return json_response(body, 202, headers)

@@ -5,8 +5,12 @@ from pathlib import Path
 from typing import Any
 
 from flask import Blueprint, Response, current_app, send_from_directory
+from flask_openapi3 import OpenAPI
+from flask_openapi3.models import Schema
+from pydantic import BaseModel
 
 from webapp.problem import MEDIA_TYPE
+from webapp.schema import JobView, QueryAnswer
 
 _ASSETS = Path(str(files("flask_openapi3_swagger"))) / "templates" / "swagger"
 _PAGE = """<!doctype html>
@@ -26,6 +30,19 @@ _PAGE = """<!doctype html>
 """
 _START = 'SwaggerUIBundle({url: "/openapi.json", dom_id: "#swagger-ui", tryItOutEnabled: true});\n'
 
+HEADERS = {
+    "X-Cache": "HIT, MISS, COALESCED, BYPASS or REFRESH",
+    "Age": "Age of a hit in seconds",
+    "Server-Timing": "Time within the service",
+    "X-Router-Degraded": "`redis`: answered while Redis was away",
+    "Location": "The job to poll",
+    "Retry-After": "Seconds to wait before the next poll",
+}
+REQUEST_HEADERS = {
+    "Prefer": "`respond-async`, or `wait=N` seconds (RFC 7240); `wait_seconds` in the body comes first",
+    "X-Request-Id": "Kept where it has up to 64 letters, digits or ._:-",
+}
+
 document = Blueprint("document", __name__)
 
 
@@ -36,9 +53,39 @@ def problems(*statuses: int) -> dict[int, Any]:
     return {status: {"description": "A problem (RFC 9457)", "content": content} for status in statuses}
 
 
+def with_headers(model: type[BaseModel], *names: str) -> dict[str, Any]:
+    """A response with a JSON body and these headers of ours, for the document."""
+    headers = {name: {"description": HEADERS[name], "schema": {"type": "string"}} for name in names}
+    schema = {"$ref": f"#/components/schemas/{model.__name__}"}
+    return {"description": "OK", "headers": headers, "content": {"application/json": {"schema": schema}}}
+
+
+def complete(app: OpenAPI) -> None:
+    """Make the document true where flask-openapi3 cannot know better."""
+    for model in (QueryAnswer, JobView):
+        app.components_schemas |= _schemas(model)
+    app.generate_spec_json()
+    for operations in app.spec_json["paths"].values():
+        for operation in operations.values():
+            # It adds a validation error of its own form to every route, also to those that validate nothing.
+            if "application/json" in operation["responses"].get("422", {}).get("content", {}):
+                del operation["responses"]["422"]
+    ask = app.spec_json["paths"]["/api/v1/query"]["post"]
+    ask["parameters"] = [
+        {"name": name, "in": "header", "description": text, "schema": {"type": "string"}}
+        for name, text in REQUEST_HEADERS.items()
+    ]
+
+
+def _schemas(model: type[BaseModel]) -> dict[str, Schema]:
+    found = model.model_json_schema(ref_template="#/components/schemas/{model}", mode="serialization")
+    nested = found.pop("$defs", {})
+    return {name: Schema(**schema) for name, schema in {model.__name__: found, **nested}.items()}
+
+
 @document.get("/openapi.json")
 def openapi() -> Any:
-    return current_app.api_doc  # type: ignore[attr-defined]
+    return current_app.spec_json  # type: ignore[attr-defined]
 
 
 @document.get("/docs")

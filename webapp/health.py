@@ -62,8 +62,8 @@ def _recording(parts: Services) -> dict[str, dict[str, Any]]:
     if said is None:
         silent = {"status": DOWN, "error": "the recorder is silent: start it, or look at its log"}
         return {"recorder": silent, "kafka": {"status": "unknown" if configured else OFF}}
-    kafka = OFF if not configured else DOWN if said["kafka"] == "down" else OK
-    status = DEGRADED if said["database"] == "down" else OK
+    kafka = OFF if not configured else OK if said["kafka"] in (OK, "standby") else DOWN
+    status = OK if said["database"] in (OK, "starting") else DEGRADED
     return {"recorder": {"status": status, **said}, "kafka": {"status": kafka}}
 
 

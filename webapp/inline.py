@@ -23,9 +23,9 @@ class AlwaysHeld:
 
     def hold(self, claim: Claim) -> None: ...
 
-    def drop(self, job_id: str) -> None: ...
+    def drop(self, claim: Claim) -> None: ...
 
-    def is_held(self, job_id: str) -> bool:
+    def is_held(self, claim: Claim) -> bool:
         return True
 
 
@@ -36,20 +36,30 @@ class Inline:
         self._answerer, self._engine = answerer, engine
         self._slots = threading.BoundedSemaphore(at_most)
 
-    def answer(self, draft: Draft) -> Answer:
-        """The answer. Raises Problem where no provider answers or too many queries are being answered so."""
+    def has_room(self) -> bool:
+        """Whether one more answer would be taken on now."""
+        if not self._slots.acquire(blocking=False):
+            return False
+        self._slots.release()
+        return True
+
+    def answer(self, draft: Draft, limit_s: float) -> Answer:
+        """The answer, within `limit_s`.
+
+        Raises Problem where no provider answers or too many queries are being answered so.
+        """
         if not self._slots.acquire(blocking=False):
             detail = "Redis is away and this process already answers as many queries as it may on its own."
             raise Problem("overloaded", detail, retry_after=1)
         try:
-            return self._run(draft)
+            return self._run(draft, limit_s)
         finally:
             self._slots.release()
 
-    def _run(self, draft: Draft) -> Answer:
+    def _run(self, draft: Draft, limit_s: float) -> Answer:
         started = self._answerer.now_ms()
         payload = orjson.loads(draft.payload)
-        claim = Claim(draft.id, "inline", 1, draft.deadline_ms, draft.tier, payload, started)
+        claim = Claim(draft.id, "inline", 1, int(limit_s * 1000), draft.tier, payload, started)
         ending = self._answerer.run(claim)
         self._record(draft, ending, started)
         if ending.error:
@@ -57,7 +67,7 @@ class Inline:
         return Answer.decode(ending.answer)
 
     def _record(self, draft: Draft, ending: Ending, started: int) -> None:
-        caller = {**orjson.loads(draft.caller), "degraded": True}
+        caller = {**orjson.loads(draft.caller), "cache": "BYPASS", "degraded": True}
         entry = {
             "kind": b"ended",
             "at": str(self._answerer.now_ms()).encode(),

@@ -3,7 +3,6 @@
 from collections.abc import Iterator
 from typing import Any
 
-import orjson
 from flask import Response
 from flask_openapi3 import APIBlueprint, Tag
 from redis import RedisError
@@ -13,6 +12,7 @@ from webapp.document import problems
 from webapp.draining import is_draining
 from webapp.health import DOWN, check_health
 from webapp.service import Services, services
+from webapp.view import json_response
 
 operation = APIBlueprint("operation", __name__, abp_tags=[Tag(name="operation")])
 
@@ -27,19 +27,19 @@ _STATES: dict[int, Any] = {
 def health() -> Response:
     """Each part by name, and what it means when one is down."""
     found = check_health(services())
-    return _json(found, 503 if found["status"] == DOWN else 200)
+    return json_response(found, 503 if found["status"] == DOWN else 200)
 
 
 @operation.get("/livez", summary="Liveness", responses={200: _STATES[200]})
 def livez() -> Response:
     """200 while the process can answer at all."""
-    return _json({"status": "ok"})
+    return json_response({"status": "ok"})
 
 
 @operation.get("/readyz", summary="Readiness", responses=_STATES)
 def readyz() -> Response:
     """503 while the process is stopping. Redis or the database being away is no reason: queries are still answered."""
-    return _json({"status": "stopping"}, 503) if is_draining() else _json({"status": "ok"})
+    return json_response({"status": "stopping"}, 503) if is_draining() else json_response({"status": "ok"})
 
 
 @operation.get(
@@ -65,9 +65,6 @@ def _gauges(parts: Services) -> Iterator[tuple[str, str, dict[str, str], float]]
         yield "aqr_fleet_redis_up", "Whether Redis answers", {}, 0
         return
     yield "aqr_fleet_redis_up", "Whether Redis answers", {}, 1
+    yield "aqr_fleet_unrecorded_hits", "Hits answered but not recorded", {}, parts.ledger.unrecorded_hits()
     if said:
         yield "aqr_fleet_events_waiting", "Events not yet in SQL", {}, said["waiting_events"]
-
-
-def _json(body: dict[str, Any], status: int = 200) -> Response:
-    return Response(orjson.dumps(body), status=status, mimetype="application/json")

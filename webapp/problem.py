@@ -3,7 +3,7 @@
 import logging
 import math
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, cast
 
 import orjson
 from flask import Flask, Response, current_app, g
@@ -141,6 +141,8 @@ def register_problems(app: Flask) -> None:
 
 
 def _from_http(error: HTTPException) -> Response:
+    if error.code is not None and error.code < 400:  # a redirect
+        return cast(Response, error.get_response())
     code = _BY_STATUS.get(error.code or 500)
     if code is None:
         code = "bad_request" if (error.code or 500) < 500 else "internal_error"

@@ -5,6 +5,7 @@ from typing import Annotated, Any, Literal
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 
 from routing.tier import TIER_NAMES
+from webapp.problem import ProblemDetails
 
 TierName = Literal["simple", "medium", "complex"]
 assert TierName.__args__ == TIER_NAMES  # type: ignore[attr-defined]  # noqa: S101 - two spellings of one list
@@ -108,15 +109,15 @@ class JobView(BaseModel):
     id: str
     object: Literal["job"]
     status: Literal["queued", "running", "completed", "failed", "cancelled", "expired", "dead"]
-    tier: TierName
+    tier: TierName | None
     queue_position: int | None = Field(description="1 = next")
     estimated_wait_seconds: float | None = Field(description="From the tier's measured drain rate")
-    created_at: str
-    expires_at: str = Field(description="The job is given up if nothing has answered by then")
+    created_at: str | None
+    expires_at: str | None = Field(description="The job is given up if nothing has answered by then")
     attempts: list[dict[str, Any]]
     timings: Timings
     result: QueryAnswer | None
-    error: dict[str, Any] | None
+    error: ProblemDetails | None
     links: Links
 
 
@@ -142,6 +143,22 @@ class ClassifyView(BaseModel):
     words: int
     signals: list[SignalView]
     targets: list[TargetView] = Field(description="In the order they would be tried")
+
+
+class MetricsView(BaseModel):
+    """Statistics of the window, and the queues of this moment. USD and ms."""
+
+    window_hours: float
+    since: str
+    queries: dict[str, int] = Field(description="total, completed, failed, open and other statuses")
+    cache: dict[str, float | None] = Field(description="hits, misses, coalesced, bypassed, hit_rate")
+    tiers: dict[str, Any]
+    providers: dict[str, Any]
+    cost: dict[str, Any] = Field(description="spent, baseline and saved, and what the baseline is")
+    unpublished_events: int = Field(description="Events that Kafka has not confirmed")
+    queues: dict[str, dict[str, int]] | None = Field(description="null while Redis is away")
+    recorder: dict[str, Any] | None
+    unrecorded_hits: int | None
 
 
 class JobPath(BaseModel):

@@ -9,7 +9,7 @@ from sqlalchemy import Engine
 from config import Settings
 from routing.classifier import Thresholds
 from routing.tier import Tier
-from storage.answer import AnswerCache
+from storage.answer import ANSWER_VERSION, AnswerCache
 from storage.board import SharedBoard
 from storage.connection import blocking_client, hot_client
 from storage.database import build_engine
@@ -21,6 +21,7 @@ from tasks.dispatch import Dispatcher
 from webapp.inline import AlwaysHeld, Inline
 from webapp.meter import Meter
 from webapp.waiter import BLOCK_MS, CompletionListener, Waiter
+from webapp.withdrawal import Withdrawals
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,6 +36,7 @@ class Services:
     cache: AnswerCache | None
     dispatcher: Dispatcher
     waiter: Waiter
+    withdrawals: Withdrawals
     inline: Inline
     presence: Presence
     board: SharedBoard
@@ -69,6 +71,7 @@ def build_services(settings: Settings) -> Services:
         cache=cache,
         dispatcher=Dispatcher(build_celery(settings, is_web=True)),
         waiter=Waiter(ledger, listener, settings.max_waiters),
+        withdrawals=Withdrawals(ledger),
         inline=Inline(answerer, engine, settings.max_inline_answers),
         presence=Presence(client),
         board=SharedBoard(client),
@@ -79,7 +82,9 @@ def build_services(settings: Settings) -> Services:
 
 def policy_of(tiers: Mapping[str, Tier], thresholds: Thresholds) -> str:
     """A name for everything configured that changes answers: part of every fingerprint."""
-    return repr((thresholds, sorted((tier.name, tier.targets, tier.max_tokens) for tier in tiers.values())))
+    return repr(
+        (ANSWER_VERSION, thresholds, sorted((tier.name, tier.targets, tier.max_tokens) for tier in tiers.values()))
+    )
 
 
 def attach(app: Flask, services: Services) -> None:

@@ -1,20 +1,25 @@
 """Answers and jobs as the caller sees them."""
 
 import math
+from collections.abc import Mapping
 from datetime import UTC, datetime
 from typing import Any
 
+import orjson
+from flask import Response
 from redis import RedisError
 
 from storage.answer import Answer
 from storage.job import Job
+from webapp.problem import Problem
+from webapp.schema import JobView
 from webapp.service import Services
 
 POLL_AFTER_S = (1, 30)  # least and most seconds that a poller is asked to wait
 
 
-def answer_body(answer: Answer, *, query_id: str, query: str, latency_ms: float, is_hit: bool) -> dict[str, Any]:
-    """The 200 body. A hit costs nothing."""
+def answer_body(answer: Answer, *, query_id: str, query: str, latency_ms: float, cache: str) -> dict[str, Any]:
+    """The 200 body. `cache` is the X-Cache word: who did not cause the provider's call pays nothing."""
     return {
         "id": query_id,
         "query": query,
@@ -23,8 +28,8 @@ def answer_body(answer: Answer, *, query_id: str, query: str, latency_ms: float,
         "provider": answer.target.provider,
         "complexity": answer.tier,
         "latency_ms": round(latency_ms, 2),
-        "cached": is_hit,
-        "cost_estimate": 0.0 if is_hit else answer.cost_usd,
+        "cached": cache == "HIT",
+        "cost_estimate": 0.0 if cache in ("HIT", "COALESCED") else answer.cost_usd,
         "usage": answer.usage.as_dict() if answer.usage else None,
         "routing": {"score": answer.score, "words": answer.words, "signals": list(answer.signals)},
         "finish_reason": answer.finish_reason,
@@ -50,17 +55,20 @@ def job_body(job: Job, parts: Services) -> dict[str, Any]:
             "provider_ms": sum(a.get("latency_ms", 0) for a in job.attempts) if job.attempts else None,
         },
         "result": _result(job),
-        "error": job.error,
+        "error": Problem(**job.error).as_dict(job.id) if job.error else None,
         "links": {"self": f"/api/v1/jobs/{job.id}"},
     }
 
 
 def lost_sight_body(job_id: str) -> dict[str, Any]:
     """What can be said of an accepted job while Redis is away."""
-    return {
+    unknown = dict.fromkeys(JobView.model_fields)
+    return unknown | {
         "id": job_id,
         "object": "job",
         "status": "queued",
+        "attempts": [],
+        "timings": {"queued_ms": None, "provider_ms": None},
         "links": {"self": f"/api/v1/jobs/{job_id}"},
     }
 
@@ -86,9 +94,13 @@ def _result(job: Job) -> dict[str, Any] | None:
         query_id=job.id,
         query=job.payload["query"]["text"],
         latency_ms=job.ended_at - job.created_at,
-        is_hit=False,
+        cache="COALESCED" if job.leader else "MISS",
     )
 
 
 def _iso(ms: int) -> str:
     return datetime.fromtimestamp(ms / 1000, UTC).isoformat(timespec="milliseconds")
+
+
+def json_response(body: Mapping[str, Any], status: int = 200, headers: Mapping[str, str] | None = None) -> Response:
+    return Response(orjson.dumps(body), status=status, mimetype="application/json", headers=headers)

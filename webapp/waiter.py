@@ -10,7 +10,7 @@ from contextlib import contextmanager
 
 from redis import RedisError
 
-from storage.connection import RedisClient
+from storage.connection import RedisClient, stream_entries
 from storage.job import Job
 from storage.ledger import DONE, Ledger
 from webapp.draining import is_draining
@@ -61,6 +61,9 @@ class CompletionListener:
             except RedisError as error:
                 log.debug("completions.reconnecting", extra={"error": type(error).__name__})
                 time.sleep(RECONNECT_S)
+            except Exception:  # noqa: BLE001 - without this thread every wait would end a slice late
+                log.exception("completions.failed")
+                time.sleep(RECONNECT_S)
 
     def _last_id(self) -> bytes:
         newest = self._client.xrevrange(DONE, count=1)
@@ -68,11 +71,7 @@ class CompletionListener:
 
     def _read(self, last: bytes) -> bytes:
         found = self._client.xread({DONE: last}, block=BLOCK_MS)
-        if not found:
-            return last
-        [(_, entries)] = found.items() if isinstance(found, dict) else found
-        entries = entries[0] if entries and isinstance(entries[0], list) else entries
-        for entry_id, fields in entries:
+        for entry_id, fields in stream_entries(found):
             self._wake(fields[b"job"].decode())
             last = entry_id
         return last
@@ -90,15 +89,16 @@ class Waiter:
         self._ledger, self._listener = ledger, listener
         self._slots = threading.BoundedSemaphore(at_most)
 
-    def wait(self, job_id: str, seconds: float) -> Job | None:
+    def wait(self, job_id: str, seconds: float, leader: str | None = None) -> Job | None:
         """The job when it has ended, or as it is when `seconds` have passed, no slot is free, or the process stops.
 
-        None where the ledger does not know it. Raises RedisError where Redis was away to the end.
+        `leader` is the job that it joined. None where the ledger does not know the job. Raises RedisError where Redis
+        was away to the end.
         """
         if not self._slots.acquire(blocking=False):
             return self._ledger.job(job_id)
         try:
-            with self._listener.watch(job_id) as ended:
+            with self._listener.watch(leader or job_id) as ended:
                 return self._watch(lambda: self._ledger.job(job_id), ended, time.monotonic() + seconds)
         finally:
             self._slots.release()

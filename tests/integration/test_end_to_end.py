@@ -210,6 +210,46 @@ def test_a_silent_redis_does_not_hang_a_request(stack: Stack) -> None:
     stack.wait_until_well()
 
 
+def test_a_query_that_redis_accepted_too_late_is_not_answered_twice(stack: Stack) -> None:
+    pid = stack.supervisor.pid("valkey")
+    assert pid is not None
+    with ThreadPoolExecutor(8) as pool:
+        os.kill(pid, signal.SIGSTOP)
+        waiting = [pool.submit(stack.ask, f"What is late, number {n}?") for n in range(4)]
+        eventually(lambda: all(w.done() for w in waiting))
+        os.kill(pid, signal.SIGCONT)
+    stack.wait_until_well()
+    eventually(lambda: stack.get("/api/v1/metrics")["queues"]["simple"] == {"queued": 0, "running": 0})
+
+    assert {w.result().headers["X-Router-Degraded"] for w in waiting} == {"redis"}
+    eventually(lambda: stack.redis.zcard("aqr:due") == 0)
+    assert stack.fake.calls["groq"] == 4
+
+
+def test_processes_that_start_before_their_servers_come_up_with_them(stack: Stack) -> None:
+    processes = ("web", "worker-simple", "recorder")
+    stack.supervisor.kill("valkey", stack.kafka_server.name, *processes)
+    for name in processes:
+        stack.supervisor.restart(name)
+    early = eventually(lambda: answered(stack, "What is an early start?"))
+    assert early.headers["X-Router-Degraded"] == "redis"
+
+    stack.supervisor.restart("valkey")
+    stack.supervisor.restart(stack.kafka_server.name)
+    stack.wait_until_well()
+    late = stack.ask("What is a late start?")
+    assert (late.status_code, late.headers["X-Cache"]) == (200, "MISS")
+    eventually(lambda: usage_events(stack, late.json()["id"]) == 1)
+    eventually(lambda: not stack.rows("SELECT 1 FROM events WHERE published_at IS NULL"), 60)
+
+
+def answered(stack: Stack, query: str) -> requests.Response | None:
+    try:
+        return stack.ask(query)
+    except requests.ConnectionError:
+        return None
+
+
 def test_events_wait_for_kafka(stack: Stack) -> None:
     eventually(lambda: not stack.rows("SELECT 1 FROM events WHERE published_at IS NULL"))
     stack.supervisor.kill(stack.kafka_server.name)
