@@ -23,6 +23,7 @@ BATCH = 500
 CONFIRM_TIMEOUT_S = 9.0
 LEADER_TTL_MS = 20_000  # longer than one batch may take, so that two relays do not publish the same rows
 BOOTSTRAP_MS = 5_000
+CLOSE_TIMEOUT_S = 2
 
 
 def connect(servers: str) -> KafkaProducer:
@@ -85,9 +86,16 @@ class Relay:
             self._presence.resign("relay", self._token)
 
     def _disconnect(self) -> None:
-        if self._producer:
-            self._producer.close(timeout=5)
-            self._producer = None
+        """Drop the producer: one that has failed may never send again, a new one starts afresh."""
+        producer, self._producer = self._producer, None
+        if producer is None:
+            return
+        try:
+            producer.close(timeout=CLOSE_TIMEOUT_S)
+        except KafkaError:
+            # kafka-python 3.0.12: close() raises when its flush times out, before it has stopped its own thread.
+            producer._sender.force_close()
+            producer._closed = True
 
     def _publish(self) -> int:
         self._producer = self._producer or self._connect()
