@@ -1,7 +1,10 @@
 """How Alembic reaches our database: settings and engine are the service's own."""
 
+import sys
+
 from alembic import context
-from sqlalchemy import Connection, text
+from sqlalchemy import Connection, Engine, text
+from sqlalchemy.exc import OperationalError
 
 from config import load_settings
 from storage.database import build_engine
@@ -20,11 +23,21 @@ def migrate(connection: Connection) -> None:
         context.run_migrations()
 
 
+def connect(engine: Engine) -> Connection:
+    """An open connection, or the end of the process with what to do."""
+    try:
+        return engine.connect()
+    except OperationalError as error:
+        reason = str(error.orig).strip()
+        sys.stderr.write(f"The database does not answer: {reason}\nCheck DATABASE_URL, and that its server runs.\n")
+        sys.exit(1)
+
+
 given = context.config.attributes.get("connection")
 if given is not None:
     migrate(given)
 else:
     engine = build_engine(load_settings().database_url)
-    with engine.connect() as opened:
+    with connect(engine) as opened:
         migrate(opened)
     engine.dispose()

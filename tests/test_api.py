@@ -421,7 +421,7 @@ def test_the_document_describes_every_route(app: Flask) -> None:
     assert found["openapi"].startswith("3.1")
     routes = {rule.rule.replace("<string:id>", "{id}") for rule in app.url_map.iter_rules()}
     documented = set(found["paths"])
-    assert routes - documented == {"/openapi.json", "/docs", "/docs/start.js", "/docs/assets/<path:name>"}
+    assert routes - documented == {"/", "/openapi.json", "/docs", "/docs/start.js", "/docs/assets/<path:name>"}
     assert "ProblemDetails" in found["components"]["schemas"]
 
 
@@ -447,7 +447,7 @@ def test_answers_and_jobs_are_as_the_document_says(app: Flask, client: FlaskClie
 
 
 def test_swagger_ui_needs_nothing_from_elsewhere(client: FlaskClient) -> None:
-    page = client.get("/docs").text
+    page = client.get("/", follow_redirects=True).text
 
     assert "http://" not in page
     assert "https://" not in page

@@ -1,5 +1,9 @@
 """Migrations: one head, and an upgrade from nothing equals the tables in code, on both databases."""
 
+import os
+import subprocess
+import sys
+
 from alembic.autogenerate import compare_metadata
 from alembic.config import Config
 from alembic.migration import MigrationContext
@@ -26,3 +30,20 @@ def test_migrating_twice_changes_nothing(engine: Engine) -> None:
 
     with engine.connect() as connection:
         assert compare_metadata(MigrationContext.configure(connection), metadata) == []
+
+
+def test_it_says_what_to_do_when_the_database_does_not_answer() -> None:
+    env = {**os.environ, "DATABASE_URL": "postgresql://nobody:hidden@127.0.0.1:1/none", "ENV_FILE": os.devnull}
+    done = subprocess.run(
+        [sys.executable, "-m", "alembic", "upgrade", "head"],
+        cwd=ROOT,
+        env=env,
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+
+    assert done.returncode == 1
+    assert "Check DATABASE_URL" in done.stderr
+    assert "Traceback" not in done.stderr
+    assert "hidden" not in done.stderr

@@ -4,7 +4,7 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
-from flask import Blueprint, Response, current_app, send_from_directory
+from flask import Blueprint, Response, current_app, redirect, send_from_directory
 from flask_openapi3 import OpenAPI
 from flask_openapi3.models import Schema
 from pydantic import BaseModel
@@ -86,6 +86,11 @@ def _schemas(model: type[BaseModel]) -> dict[str, Schema]:
 @document.get("/openapi.json")
 def openapi() -> Any:
     return current_app.spec_json  # type: ignore[attr-defined]
+
+
+@document.get("/")
+def front_door() -> Any:
+    return redirect("/docs")
 
 
 @document.get("/docs")
