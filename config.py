@@ -19,6 +19,12 @@ def _default(tier: str, provider: str) -> str:
     return next(target.model for target in TIERS[tier].targets if target.provider == provider)
 
 
+def _with_scheme(url: str, *schemes: str) -> str:
+    if not url.startswith(schemes):
+        raise ValueError(f"must begin with {' or '.join(schemes)}")
+    return url
+
+
 class Settings(BaseSettings):
     """Every knob of the service. Field names are the environment variables, in lower case.
 
@@ -104,6 +110,16 @@ class Settings(BaseSettings):
         if not url.startswith(("sqlite://", "postgresql+psycopg2://")):
             raise ValueError("use postgresql://user:password@host/name or sqlite:///path/to/file.db")
         return url
+
+    @field_validator("groq_base_url", "together_base_url", "local_base_url")
+    @classmethod
+    def _check_base_url(cls, url: str) -> str:
+        return _with_scheme(url, "http://", "https://")
+
+    @field_validator("redis_url", "cache_redis_url")
+    @classmethod
+    def _check_redis_url(cls, url: str | None) -> str | None:
+        return url and _with_scheme(url, "redis://", "rediss://", "unix://")
 
     @field_validator("kafka_bootstrap_servers")
     @classmethod

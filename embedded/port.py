@@ -7,13 +7,15 @@ import socket
 # dead server inside that range can be given the server's own port, connect to itself, and so keep the server
 # from ever coming back.
 _LOWEST, _HIGHEST = 20_000, 32_000
+_handed_out: set[int] = set()  # those may be taken any moment
 
 
 def free_port() -> int:
-    """A port on the loopback address that nobody listens on now."""
+    """A port on the loopback address that nobody listens on now, and that this process has not been given before."""
     for _ in range(200):
         port = _LOWEST + secrets.randbelow(_HIGHEST - _LOWEST)
-        if is_free(port):
+        if port not in _handed_out and is_free(port):
+            _handed_out.add(port)
             return port
     raise OSError(f"no free port between {_LOWEST} and {_HIGHEST}")
 

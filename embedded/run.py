@@ -112,6 +112,12 @@ def _start_service(supervisor: Supervisor, settings: Settings, console: Console)
         supervisor.start(name, command)
     console.step("web: starting")
     supervisor.wait(lambda: _get(settings, "/readyz")[0] == 200, LIMIT_S, "web")
+    parts = json.loads(_get(settings, "/health")[1])["parts"]
+    if parts["providers"]["status"] == "down":
+        console.step("No provider: set GROQ_API_KEY or TOGETHER_API_KEY in .env, or LOCAL_MODEL=on")
+    if parts["redis"]["status"] == "down":
+        console.step("Redis does not answer: check REDIS_URL. Until it does, queries go without cache and queue")
+        return
     for tier in TIERS:
         console.step(f"worker-{tier}: starting")
         supervisor.wait(partial(_has_worker, settings, tier), LIMIT_S, f"worker-{tier}")
@@ -165,6 +171,8 @@ def _visible(host: str) -> str:
 
 def _check_ports(settings: Settings) -> None:
     wanted = (("PORT", settings.host, settings.port), ("FLOWER_PORT", "127.0.0.1", settings.flower_port))
+    if settings.port == settings.flower_port:
+        raise Refused(f"PORT and FLOWER_PORT are both {settings.port}. Set one of them to another port.")
     for name, host, port in wanted:
         if not is_free(port, host):
             raise Refused(f"Port {port} is taken. Set another one: {name}={port + 1} make run (or {name} in .env).")

@@ -137,10 +137,11 @@ class Chain:
             target.model,
             extra={"event": "provider.called", **_fields(target), "tier": tier.name},
         )
+        timeout_s = provider.facts.timeout_s or tier.timeout_s
         started_at, started = self._now_ms(), time.monotonic()
         result: Completion | ProviderError
         try:
-            result = provider.complete(target, query, tier, min(deadline, started + tier.timeout_s))
+            result = provider.complete(target, query, tier, min(deadline, started + timeout_s))
         except ProviderError as error:
             result = error
         latency_ms = (time.monotonic() - started) * 1000

@@ -9,5 +9,6 @@ LOCAL = ProviderFacts(
     status_errors=STATUS_ERRORS,
     code_errors={"exceed_context_size_error": PromptTooLong},  # the `type`; its `code` is the status again
     max_tokens_cap=512,  # a small CPU makes some 100 tokens a second, shared by all callers
+    timeout_s=90,  # for the same reason
     names_models=False,  # it reports the path of the weights
 )

@@ -62,7 +62,8 @@ class ProviderFacts:
     """How one provider differs from the others.
 
     `code_errors` go by the error's `code` or `type` and come before `status_errors`; other errors go by the
-    class of their status. `names_models` is False where the reply's `model` is not a model's name.
+    class of their status. `timeout_s` replaces the tier's. `names_models` is False where the reply's `model` is not a
+    model's name.
     """
 
     name: str
@@ -70,6 +71,7 @@ class ProviderFacts:
     status_errors: Mapping[int, type[ProviderError]]
     code_errors: Mapping[str, type[ProviderError]]
     max_tokens_cap: int | None = None
+    timeout_s: float | None = None
     names_models: bool = True
 
 

@@ -21,11 +21,11 @@ class Presence:
         self._lead = load_script(client, "lead")
         self._resign = load_script(client, "resign")
 
-    def show_worker(self, name: str, tiers: Iterable[str]) -> None:
-        """Say that the worker `name` serves these tiers."""
+    def show_worker(self, name: str, tiers: Iterable[str], slots: int) -> None:
+        """Say that the worker `name` serves these tiers with so many calls at a time."""
         with self._client.pipeline(transaction=False) as pipe:
             for tier in tiers:
-                pipe.set(f"{PREFIX}worker:{tier}:{name}", 1, px=PRESENCE_TTL_MS)
+                pipe.set(f"{PREFIX}worker:{tier}:{name}", slots, px=PRESENCE_TTL_MS)
                 pipe.sadd(f"{PREFIX}workers:{tier}", name)
             pipe.execute()
 
@@ -35,16 +35,16 @@ class Presence:
             self._client.delete(f"{PREFIX}worker:{tier}:{name}")
             self._client.srem(f"{PREFIX}workers:{tier}", name)
 
-    def workers(self, tier: str) -> list[str]:
-        """Names of the tier's living workers; those silent too long are forgotten."""
+    def workers(self, tier: str) -> dict[str, int]:
+        """The tier's living workers and the slots of each; those silent too long are forgotten."""
         names = sorted(name.decode() for name in self._client.smembers(f"{PREFIX}workers:{tier}"))
         if not names:
-            return []
+            return {}
         alive = self._client.mget([f"{PREFIX}worker:{tier}:{name}" for name in names])
         silent = [name for name, sign in zip(names, alive, strict=True) if sign is None]
         if silent:
             self._client.srem(f"{PREFIX}workers:{tier}", *silent)
-        return [name for name in names if name not in silent]
+        return {name: int(slots) for name, slots in zip(names, alive, strict=True) if slots is not None}
 
     def lead(self, role: str, token: str, ttl_ms: int) -> bool:
         """Become or stay the leader of a role for `ttl_ms`."""

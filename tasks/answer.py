@@ -127,7 +127,10 @@ class Answerer:
         if not self.ledger.finish(claim.job_id, claim.token, ending):
             log.warning("job.overtaken", extra={"run": claim.run})
             return "overtaken"
-        log.info("job.ended", extra={"status": ending.status, "run": claim.run})
+        tried = [f"{a['provider']}:{a['model']} {a['outcome']}" for a in ending.attempts]
+        fields = {"status": ending.status, "run": claim.run, "attempts": tried}
+        fields["error_code"] = ending.error["code"] if ending.error else None
+        log.log(logging.WARNING if ending.error else logging.INFO, "job.ended", extra=fields)
         return ending.status
 
 

@@ -5,6 +5,7 @@ import sys
 from collections.abc import Callable, Iterator
 from datetime import UTC, datetime
 
+import requests
 from kafka.errors import KafkaError
 from redis import RedisError
 from sqlalchemy.exc import SQLAlchemyError
@@ -17,17 +18,20 @@ from tasks.relay import make_topics
 from tasks.target import TargetReport, report_targets
 
 COLUMNS = "{:<8} {:<9} {:<45} {:<13} {}\n"
+PROVIDER_TIMEOUT_S = 5
 ADVICE = {
-    "redis": "check REDIS_URL; until then queries are answered without cache and queue",
+    "redis": "start `make run`, or check REDIS_URL; until then queries are answered without cache and queue",
     "cache": "check CACHE_REDIS_URL; until then every query is a miss",
     "database": "check DATABASE_URL; until then events wait in Redis",
     "kafka": "check KAFKA_BOOTSTRAP_SERVERS; until then events wait in the database",
 }
 
 
-def advise(report: TargetReport) -> str:
-    """What there is to say of one target."""
-    notes = []
+def advise(report: TargetReport, trouble: str = "", listed: frozenset[str] | set[str] = frozenset()) -> str:
+    """What there is to say of one target; `trouble` and `listed` are what its provider answered."""
+    notes = [f"{report.provider} {trouble}"] if trouble else []
+    if listed and report.model not in listed:
+        notes.append(f"{report.provider} does not list {report.model}")
     if not report.is_configured:
         how = "LOCAL_MODEL=on" if report.provider == "local" else f"{report.provider.upper()}_API_KEY"
         notes.append(f"not used, for want of {how}")
@@ -44,6 +48,24 @@ def price(report: TargetReport) -> str:
     if report.input_price is None or report.output_price is None:
         return "flat"
     return f"${report.input_price:g}/${report.output_price:g}"
+
+
+def ask_provider(settings: Settings, provider: str) -> tuple[str, set[str]]:
+    """What is wrong with a provider (or nothing), and the models it lists (none where it does not say)."""
+    key = settings.key(provider)
+    headers = {"Authorization": f"Bearer {key}"} if key else {}
+    try:
+        reply = requests.get(settings.base_url(provider) + "/models", headers=headers, timeout=PROVIDER_TIMEOUT_S)
+        if reply.status_code in (401, 402, 403):
+            return f"refuses the key (HTTP {reply.status_code})", set()
+        reply.raise_for_status()
+        body = reply.json()
+        listed = body["data"] if isinstance(body, dict) else body  # Together lists without an envelope
+        return "", {model["id"] for model in listed}
+    except requests.HTTPError as error:
+        return f"answers HTTP {error.response.status_code} at {provider.upper()}_BASE_URL", set()
+    except (requests.RequestException, ValueError, KeyError, TypeError) as error:
+        return f"does not answer at {provider.upper()}_BASE_URL ({type(error).__name__})", set()
 
 
 def check_parts(settings: Settings) -> Iterator[tuple[str, str]]:
@@ -71,16 +93,18 @@ def main() -> int:
     reports = report_targets(settings, load_catalogue(), datetime.now(UTC).date())
     write = sys.stdout.write
     write(COLUMNS.format("tier", "provider", "model", "per 1M in/out", ""))
+    providers = {report.provider for report in reports if report.is_configured}
+    found = {provider: ask_provider(settings, provider) for provider in providers}
     for report in reports:
-        row = (report.tier, report.provider, report.configured_model, price(report), advise(report))
-        write(COLUMNS.format(*row))
+        advice = advise(report, *found.get(report.provider, ("", set())))
+        write(COLUMNS.format(report.tier, report.provider, report.configured_model, price(report), advice))
     write("\n")
-    is_well = any(report.is_configured for report in reports)
-    if not is_well:
+    is_well = bool(providers) and not any(trouble for trouble, _ in found.values())
+    if not providers:
         write("No provider is configured: set GROQ_API_KEY or TOGETHER_API_KEY, or LOCAL_MODEL=on.\n")
-    for name, found in check_parts(settings):
-        write(f"{name:<9} {found}\n")
-        is_well = is_well and found == "ok"
+    for name, state in check_parts(settings):
+        write(f"{name:<9} {state}\n")
+        is_well = is_well and state == "ok"
     return 0 if is_well else 1
 
 

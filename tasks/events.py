@@ -35,7 +35,7 @@ def main() -> int:
     wait_s = parser.parse_args().wait
     servers = load_settings().kafka_bootstrap_servers
     if not servers:
-        sys.stderr.write("KAFKA_BOOTSTRAP_SERVERS is not set: events stay in the database's table `events`.\n")
+        sys.stderr.write("No Kafka is known: start `make run` in another terminal, or set KAFKA_BOOTSTRAP_SERVERS.\n")
         return 1
     try:
         consumer = open_consumer(servers, None if wait_s is None else int(wait_s * 1000))

@@ -39,6 +39,7 @@ class Worker:
         leases = LeaseKeeper(ledger)
         self._presence = Presence(client)
         self._tiers_served: tuple[str, ...] = ()
+        self._slots = 1
         self.answerer: Answerer = build_answerer(
             settings,
             ledger,
@@ -55,8 +56,8 @@ class Worker:
             Periodic("presence", PRESENCE_PERIOD_S, self._show),
         ]
 
-    def start(self, queues: tuple[str, ...]) -> None:
-        self._tiers_served = queues
+    def start(self, queues: tuple[str, ...], slots: int) -> None:
+        self._tiers_served, self._slots = queues, slots
         for loop in self._loops:
             loop.start()
         log.info("worker.started", extra={"tiers": queues, "worker": self.name})
@@ -70,7 +71,7 @@ class Worker:
         log.info("worker.stopped", extra={"worker": self.name})
 
     def _show(self) -> None:
-        self._presence.show_worker(self.name, self._tiers_served)
+        self._presence.show_worker(self.name, self._tiers_served, self._slots)
 
 
 def create_worker() -> Celery:
@@ -92,7 +93,7 @@ def create_worker() -> Celery:
 
     def start(sender: Any, **_: Any) -> None:
         served = tuple(queue for queue in sender.app.amqp.queues.consume_from if queue in TIER_NAMES)
-        get_worker().start(served)
+        get_worker().start(served, sender.pool.limit)
 
     def stop(**_: Any) -> None:
         if worker:

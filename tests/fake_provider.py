@@ -24,6 +24,7 @@ from pathlib import Path
 from typing import Any, ClassVar, Self
 
 KEYS = {"groq": "gsk_fakefakefakefake1234567890", "together": "tgp_fakefakefakefake1234567890", "local": None}
+KNOWN_KEYS = {None, *(f"Bearer {key}" for key in KEYS.values() if key)}
 PREFIXES = {"groq": "/openai/v1", "together": "/v1", "local": "/local/v1"}
 PROVIDER_OF = {f"{prefix}/chat/completions": name for name, prefix in PREFIXES.items()}
 MODELS = ("openai/gpt-oss-20b", "openai/gpt-oss-120b", "Qwen/Qwen3.5-9B", "smollm2-135m-instruct")
@@ -116,6 +117,8 @@ class Handler(BaseHTTPRequestHandler):
     def do_GET(self) -> None:
         if self.path == "/__fake/calls":
             self.send(200, {"calls": self.server.calls, "history": self.server.history})
+        elif self.path.endswith("/models") and self.headers["Authorization"] not in KNOWN_KEYS:
+            self.fail(Fault.status(401))
         elif self.path.endswith("/models"):
             listed = [{"id": name, "object": "model"} for name in MODELS if name not in self.server.retired]
             self.send(200, {"object": "list", "data": listed})

@@ -25,6 +25,7 @@ from routing.tier import TIERS, Tier
 from storage.answer import AnswerCache
 from storage.database import build_engine
 from storage.ledger import USAGE, Ledger
+from storage.presence import Presence
 from storage.table import queries
 from tasks.answer import Answerer
 from tasks.lease import LeaseKeeper
@@ -181,7 +182,8 @@ def test_it_obeys_the_callers_tier(client: FlaskClient) -> None:
 
 @pytest.mark.usefixtures("worker")
 @pytest.mark.parametrize(
-    ("body", "headers"), [({"wait_seconds": 0}, {}), ({}, {"Prefer": "respond-async"}), ({}, {"Prefer": "wait=0"})]
+    ("body", "headers"),
+    [({"wait_seconds": 0}, {}), ({}, {"Prefer": "Respond-Async"}), ({}, {"Prefer": "foo, Wait=0; bar"})],
 )
 def test_it_promises_an_answer_and_keeps_it(
     client: FlaskClient, chain: EchoChain, body: dict[str, Any], headers: dict[str, str]
@@ -287,6 +289,7 @@ def test_it_refuses_a_query_when_the_queue_is_full(redis: Redis, settings: Calla
         ({"query": 5}, 422, "query"),
         ({"query": None}, 422, "query"),
         ({"query": ["x"]}, 422, "query"),
+        ({"query": "\u200b\ufeff"}, 422, "query"),
         ({"query": "a\x00b"}, 422, "query"),
         ({"query": "a\ud800b"}, 422, "query"),
         ({"query": "x", "system": "\udfff"}, 422, "system"),
@@ -377,6 +380,26 @@ def test_it_keeps_a_sane_request_id(client: FlaskClient, sent: str, kept: bool) 
 
     assert (found == sent) is kept
     assert found
+
+
+def test_a_wait_that_is_no_number_of_seconds_is_ignored(client: FlaskClient, settings: Callable[..., Settings]) -> None:
+    client = create_app(settings(groq_api_key="k", sync_wait_seconds=0.3)).test_client()
+    started = time.monotonic()
+
+    assert ask(client, headers={"Prefer": "wait=0.1"}).status_code == 202
+    assert time.monotonic() - started >= 0.3
+
+
+def test_the_estimate_knows_of_free_slots(redis: Redis, settings: Callable[..., Settings]) -> None:
+    client = create_app(settings(groq_api_key="k")).test_client()
+    assert ask(client, "one", wait_seconds=0).json["estimated_wait_seconds"] is None
+
+    Presence(redis).show_worker("w1", ["simple"], 2)
+    job = ask(client, "two", wait_seconds=0)
+    assert (job.json["queue_position"], job.json["estimated_wait_seconds"]) == (2, 0.0)
+    assert job.headers["Retry-After"] == "1"
+    redis.lpush("aqr:drain:simple", *[int(redis.time()[0] * 1000 - 1_000 * n) for n in range(9, -1, -1)])
+    assert ask(client, "three", wait_seconds=0).json["estimated_wait_seconds"] > 0
 
 
 def test_classify_explains_itself_with_characters_of_the_query(client: FlaskClient) -> None:

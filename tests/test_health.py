@@ -21,7 +21,7 @@ FINE = {"database": "ok", "kafka": "ok", "waiting_events": 0}
 def all_well(redis: Redis, sqlite_url: str) -> Presence:
     migrate(build_engine(sqlite_url))
     presence = Presence(redis)
-    presence.show_worker("w1", TIER_NAMES)
+    presence.show_worker("w1", TIER_NAMES, 4)
     presence.report_recorder("r1", FINE)
     return presence
 
@@ -102,11 +102,11 @@ def test_it_says_which_models_are_retired_and_which_targets_are_held(
 
 def test_a_worker_that_falls_silent_is_forgotten(redis: Redis) -> None:
     presence = Presence(redis)
-    presence.show_worker("w1", ["simple"])
-    presence.show_worker("w2", ["simple"])
+    presence.show_worker("w1", ["simple"], 4)
+    presence.show_worker("w2", ["simple"], 4)
     redis.delete("aqr:worker:simple:w1")
 
-    assert presence.workers("simple") == ["w2"]
+    assert presence.workers("simple") == {"w2": 4}
     assert redis.smembers("aqr:workers:simple") == {b"w2"}
 
 

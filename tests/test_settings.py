@@ -25,6 +25,9 @@ ROOT = Path(__file__).parent.parent
         ({"port": 70_000}, "less than or equal to 65535"),
         ({"local_model": "maybe"}, "auto"),
         ({"database_url": "mysql://x"}, "postgresql://"),
+        ({"redis_url": "http://x"}, "redis://"),
+        ({"groq_base_url": "notaurl"}, "https://"),
+        ({"kafka_bootstrap_servers": "kafka"}, "host:port"),
     ],
 )
 def test_it_refuses_what_does_not_fit_together(given: dict[str, object], says: str) -> None:

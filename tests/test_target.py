@@ -8,8 +8,9 @@ import pytest
 from config import Settings
 from routing.catalogue import load_catalogue
 from routing.query import Target
-from tasks.doctor import advise, price
+from tasks.doctor import advise, ask_provider, price
 from tasks.target import report_targets, resolve_tiers
+from tests.fake_provider import KEYS, FakeProvider
 
 TODAY = date(2026, 11, 23)
 
@@ -56,3 +57,28 @@ def test_the_doctor_says_what_is_the_matter_with_each_target() -> None:
     assert "LOCAL_MODEL=on" in advise(reports["simple", "local"])
     assert "unknown to the catalogue" in advise(reports["complex", "groq"])
     assert (price(reports["simple", "groq"]), price(reports["complex", "groq"])) == ("$0.075/$0.3", "flat")
+
+
+@pytest.mark.parametrize(
+    ("changes", "says"),
+    [
+        ({}, ""),
+        ({"groq_api_key": "gsk_wrong"}, "refuses the key (HTTP 401)"),
+        ({"groq_base_url": "http://127.0.0.1:1/v1"}, "does not answer at GROQ_BASE_URL (ConnectionError)"),
+    ],
+)
+def test_the_doctor_asks_the_provider(changes: dict[str, str], says: str) -> None:
+    with FakeProvider() as fake:
+        given = {"groq_api_key": KEYS["groq"], "groq_base_url": fake.base_url("groq"), **changes}
+        trouble, listed = ask_provider(Settings(**given), "groq")  # type: ignore[arg-type]
+
+    assert trouble == says
+    assert ("openai/gpt-oss-120b" in listed) is (not says)
+
+
+def test_the_doctor_says_what_the_provider_said() -> None:
+    report = next(iter(report_targets(Settings(groq_api_key="k"), load_catalogue(), TODAY)))
+
+    assert "groq refuses the key" in advise(report, "refuses the key (HTTP 401)")
+    assert "groq does not list openai/gpt-oss-20b" in advise(report, "", {"other"})
+    assert "does not list" not in advise(report, "", {"openai/gpt-oss-20b"})

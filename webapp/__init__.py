@@ -43,6 +43,7 @@ def create_app(settings: Settings | None = None) -> Flask:
     )
     # One more than allowed: Werkzeug cuts a chunked body at the limit without a word, and so the cut shows.
     app.config["MAX_CONTENT_LENGTH"] = settings.max_body_bytes + 1
+    app.json.sort_keys = False  # type: ignore[attr-defined]  # the document keeps our order: asking comes first
     attach(app, build_services(settings))
     register_problems(app)
     app.register_api(api)

@@ -21,6 +21,7 @@ from webapp.accept import Ask, Outcome, accept
 from webapp.document import problems, with_headers
 from webapp.problem import Problem, invalid
 from webapp.schema import (
+    CachePolicy,
     ClassifyBody,
     ClassifyView,
     JobPath,
@@ -37,7 +38,7 @@ TENANT = "default"  # one tenant until keys exist; already part of every key and
 
 api = APIBlueprint("api", __name__, url_prefix="/api/v1", abp_tags=[Tag(name="queries")])
 
-_PREFER_WAIT = re.compile(r"\bwait=(\d{1,6})\b")
+_PREFER_WAIT = re.compile(r"(?:^|[,;\s])wait\s*=\s*(\d{1,6})\s*(?:$|[,;])", re.IGNORECASE)
 
 
 @api.post(
@@ -142,6 +143,7 @@ def _ask(body: QueryBody) -> Ask:
     settings = services().settings
     _check_length(body.query)
     _check_length(body.system or "", "system")
+    cache = body.cache or CachePolicy()
     deadline_s = body.deadline_seconds or settings.job_deadline_seconds
     if deadline_s > settings.max_deadline_seconds:
         raise invalid("deadline_seconds", f"at most {settings.max_deadline_seconds:g}")
@@ -155,8 +157,8 @@ def _ask(body: QueryBody) -> Ask:
         wait_s=_wait_seconds(body.wait_seconds),
         deadline_s=deadline_s,
         priority=body.priority,
-        cache_mode=body.cache.mode,
-        ttl_s=body.cache.ttl or settings.cache_ttl_seconds,
+        cache_mode=cache.mode,
+        ttl_s=cache.ttl or settings.cache_ttl_seconds,
         is_text_recorded=settings.record_query_text,
     )
 
@@ -174,7 +176,7 @@ def _wait_seconds(asked: float | None) -> float:
     prefer = request.headers.get("Prefer", "")
     if found := _PREFER_WAIT.search(prefer):
         return min(float(found[1]), settings.max_wait_seconds)
-    return 0 if "respond-async" in prefer else settings.sync_wait_seconds
+    return 0 if "respond-async" in prefer.lower() else settings.sync_wait_seconds
 
 
 def _check_length(text: str, field: str = "query") -> None:

@@ -65,6 +65,7 @@ def complete(app: OpenAPI) -> None:
     for model in (QueryAnswer, JobView):
         app.components_schemas |= _schemas(model)
     app.generate_spec_json()
+    app.spec_json["components"].pop("securitySchemes", None)
     for operations in app.spec_json["paths"].values():
         for operation in operations.values():
             # It adds a validation error of its own form to every route, also to those that validate nothing.

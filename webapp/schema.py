@@ -4,6 +4,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 
+from routing.fingerprint import normalise
 from routing.tier import TIER_NAMES
 from webapp.problem import ProblemDetails
 
@@ -22,7 +23,7 @@ def _clean_text(text: str) -> str:
 
 
 def _not_blank(text: str) -> str:
-    if not text.strip():
+    if not normalise(text):  # what cannot be seen is blank too
         raise ValueError("must not be blank")
     return text
 
@@ -60,7 +61,7 @@ class QueryBody(ClassifyBody):
     wait_seconds: float | None = Field(None, ge=0, description="0 = asynchronous: 202 and a job to poll")
     deadline_seconds: float | None = Field(None, gt=0, description="Give up after so long")
     priority: Literal["interactive", "batch"] = "interactive"
-    cache: CachePolicy = CachePolicy()
+    cache: CachePolicy | None = None
 
 
 class TokenUsage(BaseModel):

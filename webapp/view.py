@@ -39,14 +39,13 @@ def answer_body(answer: Answer, *, query_id: str, query: str, latency_ms: float,
 def job_body(job: Job, parts: Services) -> dict[str, Any]:
     """The job resource, with its place in the queue while it waits."""
     position = _position(job, parts) if job.status == "queued" else None
-    rate = parts.ledger.drain_rate(job.tier) if position else None
     return {
         "id": job.id,
         "object": "job",
         "status": job.status,
         "tier": job.tier,
         "queue_position": position,
-        "estimated_wait_seconds": round(position / rate, 2) if position and rate else None,
+        "estimated_wait_seconds": _estimated_wait(job.tier, position, parts) if position else None,
         "created_at": _iso(job.created_at),
         "expires_at": _iso(job.deadline_at),
         "attempts": job.attempts,
@@ -84,6 +83,16 @@ def _position(job: Job, parts: Services) -> int | None:
         return parts.ledger.position(job)
     except RedisError:
         return None
+
+
+def _estimated_wait(tier: str, position: int, parts: Services) -> float | None:
+    """Seconds: nothing where a slot is free, else by how fast the tier lately drained; None where nobody can tell."""
+    slots = sum(parts.presence.workers(tier).values())
+    ahead = position - max(0, slots - parts.ledger.depths([tier])[tier]["running"])
+    if slots and ahead <= 0:
+        return 0.0
+    rate = parts.ledger.drain_rate(tier)
+    return round(ahead / rate, 2) if rate else None
 
 
 def _result(job: Job) -> dict[str, Any] | None:
