@@ -124,11 +124,12 @@ class Settings(BaseSettings):
     @field_validator("kafka_bootstrap_servers")
     @classmethod
     def _check_servers(cls, servers: str | None) -> str | None:
-        for server in (servers or "").split(",") if servers else ():
-            host, _, port = server.strip().rpartition(":")
+        named = [server.strip() for server in servers.split(",")] if servers else []
+        for server in named:
+            host, _, port = server.rpartition(":")
             if not host or not port.isdigit():
                 raise ValueError("use host:port, or several with commas between")
-        return servers
+        return ",".join(named) or None
 
     @model_validator(mode="after")
     def _fit_together(self) -> Self:

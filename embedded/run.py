@@ -13,6 +13,7 @@ from contextlib import contextmanager, suppress
 from functools import partial
 from pathlib import Path
 from types import FrameType
+from typing import Any
 
 from config import Settings, load_settings
 from embedded.environment import child_env, located, missing_servers
@@ -112,10 +113,9 @@ def _start_service(supervisor: Supervisor, settings: Settings, console: Console)
         supervisor.start(name, command)
     console.step("web: starting")
     supervisor.wait(lambda: _get(settings, "/readyz")[0] == 200, LIMIT_S, "web")
-    parts = json.loads(_get(settings, "/health")[1])["parts"]
-    if parts["providers"]["status"] == "down":
+    if _status(settings, "providers") == "down":
         console.step("No provider: set GROQ_API_KEY or TOGETHER_API_KEY in .env, or LOCAL_MODEL=on")
-    if parts["redis"]["status"] == "down":
+    if _status(settings, "redis") == "down":
         console.step("Redis does not answer: check REDIS_URL. Until it does, queries go without cache and queue")
         return
     for tier in TIERS:
@@ -144,11 +144,20 @@ def _stop(supervisor: Supervisor, servers: list[Server], console: Console) -> No
 
 
 def _has_worker(settings: Settings, tier: str) -> bool:
-    status, body = _get(settings, "/health")
-    if status not in (200, 503):
-        return False
     # Without "alive" the web could not ask: Redis is away.
-    return bool(json.loads(body)["parts"]["workers"].get("alive", {}).get(tier))
+    return bool(_parts(settings).get("workers", {}).get("alive", {}).get(tier))
+
+
+def _status(settings: Settings, part: str) -> str | None:
+    status: str | None = _parts(settings).get(part, {}).get("status")
+    return status
+
+
+def _parts(settings: Settings) -> dict[str, Any]:
+    """What GET /health says of each part; nothing where it does not answer in time."""
+    status, body = _get(settings, "/health")
+    parts: dict[str, Any] = json.loads(body)["parts"] if status in (200, 503) else {}
+    return parts
 
 
 def _get(settings: Settings, path: str) -> tuple[int, str]:

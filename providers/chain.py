@@ -43,16 +43,6 @@ class TargetBoard(Protocol):
     def hold(self, target: Target, reason: str, seconds: float) -> None: ...
 
 
-class NoBoard:
-    """Remembers nothing."""
-
-    def states(self, targets: Sequence[Target]) -> Mapping[Target, str]:
-        return {}
-
-    def hold(self, target: Target, reason: str, seconds: float) -> None:
-        pass
-
-
 @dataclass(frozen=True, slots=True)
 class Outcome:
     """An answer, the target that gave it, and the attempts that led there; the last one is the answer's."""

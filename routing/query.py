@@ -1,8 +1,7 @@
 """The values that travel through the router: a query, its targets, attempts and completion."""
 
-from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import Any, Self
+from typing import Any
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,10 +43,6 @@ class Usage:
             "completion_tokens": self.completion_tokens,
             "total_tokens": self.total_tokens,
         }
-
-    @classmethod
-    def from_dict(cls, fields: Mapping[str, Any]) -> Self:
-        return cls(fields["prompt_tokens"], fields["completion_tokens"])
 
 
 @dataclass(frozen=True, slots=True)

@@ -75,9 +75,9 @@ class Recorder:
             write(self._engine, rows_of(entry.fields for entry in entries))
         except ENTRY_FAULTS:
             return False
-        except StatementError as error:
-            if isinstance(error, DBAPIError):
-                raise
+        except DBAPIError:
+            raise
+        except StatementError:  # it never reached the database: a value that no column takes
             return False
         self.database_state = "ok"
         return True

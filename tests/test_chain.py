@@ -8,7 +8,7 @@ from dataclasses import dataclass, field, replace
 import pytest
 
 from providers import PROVIDERS
-from providers.chain import Chain, NoBoard, Outcome, TargetBoard
+from providers.chain import Chain, Outcome, TargetBoard
 from providers.client import HttpClient
 from providers.wire import Provider
 from routing.catalogue import Catalogue, load_catalogue
@@ -63,6 +63,16 @@ class Rig:
         with pytest.raises(AllTargetsFailed) as caught:
             self.ask(*names, tier=tier, seconds=seconds)
         return caught.value
+
+
+class NoBoard:
+    """Remembers nothing."""
+
+    def states(self, targets: Sequence[Target]) -> Mapping[Target, str]:
+        return {}
+
+    def hold(self, target: Target, reason: str, seconds: float) -> None:
+        pass
 
 
 @pytest.fixture

@@ -107,7 +107,7 @@ def test_a_worker_that_falls_silent_is_forgotten(redis: Redis) -> None:
     redis.delete("aqr:worker:simple:w1")
 
     assert presence.workers("simple") == {"w2": 4}
-    assert redis.smembers("aqr:workers:simple") == {b"w2"}
+    assert redis.smembers("aqr:names:worker:simple") == {b"w2"}
 
 
 def test_the_recorders_together_are_as_bad_as_the_worst(redis: Redis) -> None:

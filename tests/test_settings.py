@@ -40,6 +40,10 @@ def test_it_names_the_postgresql_driver_that_is_installed(scheme: str) -> None:
     assert Settings(database_url=f"{scheme}://u@h/d").database_url == "postgresql+psycopg2://u@h/d"
 
 
+def test_servers_may_be_listed_with_spaces() -> None:
+    assert Settings(kafka_bootstrap_servers="a:1, b:2").kafka_bootstrap_servers == "a:1,b:2"
+
+
 def test_one_redis_serves_both_roles_unless_told_otherwise() -> None:
     assert Settings(redis_host="h").cache_url == "redis://h:6379/0"
     assert Settings(redis_url="redis://a/0", cache_redis_url="redis://b/0").cache_url == "redis://b/0"

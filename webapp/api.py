@@ -17,6 +17,7 @@ from routing.query import Query
 from routing.tier import TIER_NAMES
 from storage.answer import Answer
 from storage.metric import measure
+from tasks.answer import BASELINE_TIER
 from webapp.accept import Ask, Outcome, accept
 from webapp.document import problems, with_headers
 from webapp.problem import Problem, invalid
@@ -122,7 +123,7 @@ def get_metrics(query: MetricsQuery) -> Response:
         raise Problem(
             "database_unavailable", "Statistics live in the database, which is away.", retry_after=5
         ) from None
-    baseline = next(iter(parts.tiers["complex"].targets), None)
+    baseline = next(iter(parts.tiers[BASELINE_TIER].targets), None)
     measured["cost"]["baseline"] = f"every query answered by {baseline}"
     return json_response({"window_hours": query.hours, "since": since.isoformat(), **measured, **_queues()})
 

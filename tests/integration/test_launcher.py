@@ -299,6 +299,20 @@ def test_ctrl_c_leaves_no_process_and_a_new_start_finds_everything_again(service
     assert events <= {event["event_id"] for _, event in service.events()}
 
 
+def test_it_starts_without_the_redis_of_the_env_file_and_says_so(tmp_path: Path) -> None:
+    with FakeProvider() as fake:
+        configured = {
+            "GROQ_API_KEY": KEYS["groq"] or "",
+            "GROQ_BASE_URL": fake.base_url("groq"),
+            "REDIS_URL": "redis://127.0.0.1:1/0",
+        }
+        with Launcher(tmp_path, configured) as service:
+            service.start()
+            assert "Redis does not answer: check REDIS_URL" in service.said
+            response = service.ask("What is a late Redis?")
+            assert (response.status_code, response.headers["X-Router-Degraded"]) == (200, "redis")
+
+
 def hit(service: Launcher, query: str) -> Any:
     """The cached answer; it must not be made anew, and a machine that has just started may be too busy to say."""
     response = service.ask(query, cache={"mode": "only"})
