@@ -14,6 +14,8 @@ Seconds = Annotated[float, Field(gt=0)]
 Count = Annotated[int, Field(ge=1)]
 Port = Annotated[int, Field(ge=1, le=65535)]
 
+LOOPBACK = ("127.0.0.1", "::1", "localhost")
+
 
 def _default(tier: str, provider: str) -> str:
     return next(target.model for target in TIERS[tier].targets if target.provider == provider)
@@ -50,6 +52,12 @@ class Settings(BaseSettings):
     retired_models: Literal["replace", "try"] = "replace"
     provider_connect_timeout_seconds: Seconds = 3
     max_reply_bytes: Count = 4 * 1024 * 1024
+    groq_requests_per_minute: Count | None = None
+    together_requests_per_minute: Count | None = None
+    max_calls_in_flight: Count = 256
+    breaker_failures: Count = 5
+    breaker_open_seconds: Seconds = 15
+    hedging: bool = False
 
     # Routing
     simple_query_max_words: Count = 10
@@ -73,6 +81,12 @@ class Settings(BaseSettings):
     max_query_chars: Count = 32_000
     max_body_bytes: Count = 256 * 1024
 
+    # Who may ask
+    auth: Literal["auto", "on", "off"] = "auto"
+    auth_cache_seconds: Annotated[float, Field(gt=0, le=55)] = 30
+    cors_origins: str | None = None
+    share_cache: bool = False
+
     # Jobs
     sync_wait_seconds: Annotated[float, Field(ge=0)] = 30
     max_wait_seconds: Seconds = 60
@@ -80,9 +94,16 @@ class Settings(BaseSettings):
     max_deadline_seconds: Seconds = 3600
     job_ttl_seconds: Count = 24 * 3600
     cache_ttl_seconds: Count = 24 * 3600
+    idempotency_ttl_seconds: Count = 24 * 3600
     max_queue_depth: Count = 10_000
+    max_tenant_queue_depth: Count = 5_000
+    max_callers_per_job: Count = 1_000
     max_unrecorded_events: Count = 1_000_000
+    max_completion_entries: Count = 10_000
+    batch_share: Annotated[float, Field(gt=0, lt=1)] = 0.1
     max_job_runs: Count = 3
+    max_dead_letters: Count = 10_000
+    dead_letter_ttl_seconds: Count = 7 * 24 * 3600
     lease_seconds: Seconds = 15
     republish_seconds: Seconds = 10
     reaper_seconds: Seconds = 2
@@ -94,6 +115,12 @@ class Settings(BaseSettings):
 
     # Records
     record_query_text: bool = False
+    record_answer_text: bool = False
+    text_retention_days: Count = 30
+    query_retention_days: Count = 90
+    attempt_retention_days: Count = 90
+    event_retention_days: Count = 30
+    max_poison_entries: Count = 10_000
     log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = "INFO"
 
     # Flower
@@ -141,6 +168,8 @@ class Settings(BaseSettings):
             raise ValueError("SYNC_WAIT_SECONDS must not exceed MAX_WAIT_SECONDS")
         if self.job_deadline_seconds > self.max_deadline_seconds:
             raise ValueError("JOB_DEADLINE_SECONDS must not exceed MAX_DEADLINE_SECONDS")
+        if self.idempotency_ttl_seconds > self.job_ttl_seconds:
+            raise ValueError("IDEMPOTENCY_TTL_SECONDS must not exceed JOB_TTL_SECONDS: a job is what a key stands for")
         return self
 
     @property
@@ -157,7 +186,7 @@ class Settings(BaseSettings):
     def uses_local_model(self) -> bool:
         """`auto` means: only when no provider key is set."""
         if self.local_model == "auto":
-            return not (self.groq_api_key or self.together_api_key)
+            return not (self.keys("groq") or self.keys("together"))
         return self.local_model == "on"
 
     def target(self, tier: str, provider: str) -> Target:
@@ -168,12 +197,25 @@ class Settings(BaseSettings):
 
     def is_configured(self, provider: str) -> bool:
         """Whether calls to `provider` can be made: a key is set, or the local model is on."""
-        return self.uses_local_model if provider == "local" else bool(self.key(provider))
+        return self.uses_local_model if provider == "local" else bool(self.keys(provider))
 
-    def key(self, provider: str) -> str | None:
-        """The provider's key in the clear; only for building its client."""
+    def keys(self, provider: str) -> tuple[str, ...]:
+        """The provider's keys in the clear (several are separated by commas); only for building its client."""
         secret: SecretStr | None = getattr(self, f"{provider}_api_key", None)
-        return secret.get_secret_value() if secret else None
+        listed = secret.get_secret_value().split(",") if secret else []
+        return tuple(dict.fromkeys(key.strip() for key in listed if key.strip()))
+
+    def requests_per_minute(self, provider: str) -> int | None:
+        """What the operator says that one key of the provider may do; None where it is to be learned."""
+        limit: int | None = getattr(self, f"{provider}_requests_per_minute", None)
+        return limit
+
+    @property
+    def requires_key(self) -> bool:
+        """`auto` means: unless only this machine can reach the API."""
+        if self.auth == "auto":
+            return self.host not in LOOPBACK
+        return self.auth == "on"
 
     def base_url(self, provider: str) -> str:
         url: str = getattr(self, f"{provider}_base_url")

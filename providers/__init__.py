@@ -21,7 +21,7 @@ def build_providers(settings: Settings, *, pool_size: int) -> dict[str, Provider
         max_reply_bytes=settings.max_reply_bytes,
     )
     return {
-        name: Provider(facts, client, settings.base_url(name), settings.key(name), load_catalogue())
+        name: Provider(facts, client, settings.base_url(name), next(iter(settings.keys(name)), None), load_catalogue())
         for name, facts in PROVIDERS.items()
         if settings.is_configured(name)
     }

@@ -69,10 +69,13 @@ queries = Table(
     Column("attempts", Integer, nullable=False, default=0),
     Column("error_code", String(64)),
     Column("is_degraded", Boolean, nullable=False, default=False),
+    Column("api_key", String(16)),
     Column("query_text", Text),
+    Column("answer_text", Text),
     Column("created_at", UtcDateTime, nullable=False),
     Column("ended_at", UtcDateTime),
     Index(None, "created_at"),
+    Index("ix_queries_tenant_created_at", "tenant", "created_at"),
 )
 
 attempts = Table(
@@ -90,9 +93,12 @@ attempts = Table(
     Column("prompt_tokens", Integer),
     Column("completion_tokens", Integer),
     Column("cost_usd", Float, nullable=False, default=0.0),
+    Column("possible_cost_usd", Float, nullable=False, default=0.0),
+    Column("billing", String(8)),
     Column("latency_ms", Float),
     Column("started_at", UtcDateTime, nullable=False),
     Index(None, "started_at"),
+    Index("ix_attempts_tenant_started_at", "tenant", "started_at"),
 )
 
 events = Table(
@@ -103,10 +109,13 @@ events = Table(
     Column("type", String(32), nullable=False),
     Column("topic", String(64), nullable=False),
     Column("key", String(64), nullable=False),
+    Column("tenant", String(64)),
     Column("payload", JSON, nullable=False),
     Column("occurred_at", UtcDateTime, nullable=False),
     Column("published_at", UtcDateTime),
     UniqueConstraint("event_id"),
+    Index(None, "occurred_at"),
+    Index(None, "tenant"),
 )
 
 # Only the rows that wait for Kafka are indexed, so the outbox stays small however long the history grows.
@@ -115,4 +124,24 @@ Index(
     events.c.seq,
     sqlite_where=events.c.published_at.is_(None),
     postgresql_where=events.c.published_at.is_(None),
+)
+
+api_keys = Table(
+    "api_keys",
+    metadata,
+    Column("id", String(16), primary_key=True),
+    Column("tenant", String(64), nullable=False),
+    Column("name", String(64), nullable=False),
+    Column("secret_sha256", String(64), nullable=False),
+    Column("scopes", JSON, nullable=False),
+    Column("tiers", JSON, nullable=False),
+    Column("requests_per_minute", Integer),
+    Column("max_open_jobs", Integer),
+    Column("tokens_per_day", BigInteger),
+    Column("budget_usd_per_day", Float),
+    Column("budget_usd_per_month", Float),
+    Column("created_at", UtcDateTime, nullable=False),
+    Column("expires_at", UtcDateTime),
+    Column("revoked_at", UtcDateTime),
+    Index(None, "tenant"),
 )

@@ -52,7 +52,7 @@ def price(report: TargetReport) -> str:
 
 def ask_provider(settings: Settings, provider: str) -> tuple[str, set[str]]:
     """What is wrong with a provider (or nothing), and the models it lists (none where it does not say)."""
-    key = settings.key(provider)
+    key = next(iter(settings.keys(provider)), None)
     headers = {"Authorization": f"Bearer {key}"} if key else {}
     try:
         reply = requests.get(settings.base_url(provider) + "/models", headers=headers, timeout=PROVIDER_TIMEOUT_S)
