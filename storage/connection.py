@@ -15,6 +15,7 @@ RedisClient: TypeAlias = Any
 
 HOT_TIMEOUT_S = 0.25
 PATIENT_TIMEOUT_S = 5.0
+SHARED = ("prelude", "line", "spend", "ending")  # Lua that is prepended to every script
 
 
 def hot_client(url: str) -> RedisClient:
@@ -48,9 +49,14 @@ def _client(url: str, timeout_s: float) -> RedisClient:
 
 
 def load_script(client: RedisClient, name: str) -> Script:
-    """The script `lua/<name>.lua` behind the shared prelude, ready to be called by its hash."""
-    script: Script = client.register_script(_source("prelude") + _source(name))
+    """The script `lua/<name>.lua` behind what all share, ready to be called by its hash."""
+    script: Script = client.register_script("".join(map(_source, (*SHARED, name))))
     return script
+
+
+def server_ms(client: RedisClient) -> int:
+    seconds, micros = client.time()
+    return int(seconds * 1000 + micros // 1000)
 
 
 def stream_entries(reply: Any) -> list[tuple[bytes, dict[bytes, bytes]]]:

@@ -9,7 +9,8 @@ from hypothesis.stateful import Bundle, RuleBasedStateMachine, invariant, precon
 from redis import Redis
 
 from storage.job import Claim, Draft
-from storage.ledger import DUE, USAGE, Ending, Ledger
+from storage.ledger import Ending, Ledger
+from storage.name import DUE, USAGE
 from tests.conftest import LIMITS, Clock
 
 DEADLINE_S = 200

@@ -15,6 +15,7 @@ from werkzeug.exceptions import RequestEntityTooLarge
 from config import Settings, load_settings
 from logs import bind_log_context, clear_log_context, configure_logging
 from webapp.api import api
+from webapp.dead_letter import dead_letters
 from webapp.document import complete, document
 from webapp.operation import operation
 from webapp.problem import Problem, ProblemDetails, from_validation, register_problems
@@ -24,6 +25,7 @@ log = logging.getLogger(__name__)
 
 VERSION = "0.1.0"
 _SANE_REQUEST_ID = re.compile(r"[A-Za-z0-9._:-]{1,64}")
+_BODILESS = {"/api/v1/jobs/<string:id>/cancel", "/api/v1/dead-letters/<string:id>/replay"}
 _QUIET_ROUTES = {"/livez", "/readyz", "/metrics", "/health"}
 
 
@@ -47,6 +49,7 @@ def create_app(settings: Settings | None = None) -> Flask:
     attach(app, build_services(settings))
     register_problems(app)
     app.register_api(api)
+    app.register_api(dead_letters)
     app.register_api(operation)
     app.register_blueprint(document)
     complete(app)
@@ -67,6 +70,8 @@ def _begin() -> None:
 def _parse_json() -> None:
     """Refuse bodies that are not JSON here, so that the models only ever see JSON."""
     if request.method not in ("POST", "PUT", "PATCH") or request.url_rule is None:
+        return
+    if request.url_rule.rule in _BODILESS and not request.content_length:
         return
     if not request.is_json:
         raise Problem("not_json", "Send the body as JSON, with Content-Type: application/json.")

@@ -10,7 +10,7 @@ from flask_openapi3.models import Schema
 from pydantic import BaseModel
 
 from webapp.problem import MEDIA_TYPE
-from webapp.schema import JobView, QueryAnswer
+from webapp.schema import DeadLetterList, JobView, QueryAnswer, ReplayView
 
 _ASSETS = Path(str(files("flask_openapi3_swagger"))) / "templates" / "swagger"
 _PAGE = """<!doctype html>
@@ -37,9 +37,11 @@ HEADERS = {
     "X-Router-Degraded": "`redis`: answered while Redis was away",
     "Location": "The job to poll",
     "Retry-After": "Seconds to wait before the next poll",
+    "Idempotency-Replayed": "`true`: the job that this Idempotency-Key already stood for",
 }
 REQUEST_HEADERS = {
     "Prefer": "`respond-async`, or `wait=N` seconds (RFC 7240); `wait_seconds` in the body comes first",
+    "Idempotency-Key": "The same key and body stand for the same query; remembered for IDEMPOTENCY_TTL_SECONDS",
     "X-Request-Id": "Kept where it has up to 64 letters, digits or ._:-",
 }
 
@@ -62,7 +64,7 @@ def with_headers(model: type[BaseModel], *names: str) -> dict[str, Any]:
 
 def complete(app: OpenAPI) -> None:
     """Make the document true where flask-openapi3 cannot know better."""
-    for model in (QueryAnswer, JobView):
+    for model in (QueryAnswer, JobView, DeadLetterList, ReplayView):
         app.components_schemas |= _schemas(model)
     app.generate_spec_json()
     app.spec_json["components"].pop("securitySchemes", None)
