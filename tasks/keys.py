@@ -129,14 +129,16 @@ def _set(text: str) -> frozenset[str]:
     return frozenset(name.strip() for name in text.split(",") if name.strip())
 
 
-def _number(most: int) -> Callable[[str], float]:
-    def number(text: str) -> float:
-        value = float(text)
-        if not 0 <= value <= most:
-            raise argparse.ArgumentTypeError(f"must be from 0 to {most}")
-        return value
+def _days(text: str) -> float:
+    if not 0 < float(text) <= MOST_DAYS:
+        raise argparse.ArgumentTypeError(f"must be more than 0 and at most {MOST_DAYS}")
+    return float(text)
 
-    return number
+
+def _grace(text: str) -> float:
+    if not 0 <= float(text) <= MOST_GRACE_S:
+        raise argparse.ArgumentTypeError(f"must be from 0 to {MOST_GRACE_S}")
+    return float(text)
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -153,7 +155,7 @@ def _parser() -> argparse.ArgumentParser:
     for name in LARGEST:
         number = float if "usd" in name else int
         making.add_argument(f"--{name.replace('_', '-')}", type=number, metavar="N", help="no limit where not given")
-    making.add_argument("--expires-in-days", type=_number(MOST_DAYS), metavar="N", help="never where not given")
+    making.add_argument("--expires-in-days", type=_days, metavar="N", help="never where not given")
     making.set_defaults(command=create)
 
     listing = commands.add_parser("list", help="show all keys, without their secrets")
@@ -166,9 +168,7 @@ def _parser() -> argparse.ArgumentParser:
 
     replacing = commands.add_parser("rotate", help="make a new key with the same facts and end the old one")
     replacing.add_argument("id")
-    replacing.add_argument(
-        "--grace-seconds", type=_number(MOST_GRACE_S), default=0, metavar="N", help="how long the old one counts"
-    )
+    replacing.add_argument("--grace-seconds", type=_grace, default=0, metavar="N", help="how long the old one counts")
     replacing.set_defaults(command=rotate)
     return parser
 
