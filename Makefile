@@ -7,7 +7,11 @@ PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 FIND_RUNNING := set -a; if [ -f .data/env ]; then . ./.data/env; fi; set +a;
 
 .DEFAULT_GOAL := help
+<<<<<<< HEAD
 .PHONY: help run test test-all lint format migrate doctor events dead republish clean
+=======
+.PHONY: help run test test-all lint format migrate key doctor events republish clean
+>>>>>>> keys
 
 help: ## List these commands
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-9s %s\n", $$1, $$2 }' Makefile
@@ -35,6 +39,9 @@ format: $(VENV)/.installed-dev ## Put the code into the format that lint checks
 migrate: $(VENV)/.installed ## Bring the database of DATABASE_URL up to date
 	@mkdir -p .data
 	@$(FIND_RUNNING) $(BIN)/python -m alembic upgrade head
+
+key: $(VENV)/.installed ## Make an API key; ARGS=list, ARGS="revoke ID", ARGS="create --help" and so on do the rest
+	@$(FIND_RUNNING) $(BIN)/python -m tasks.keys $(or $(ARGS),create)
 
 doctor: $(VENV)/.installed ## Say of each provider and model whether it can answer
 	@$(FIND_RUNNING) $(BIN)/python -m tasks.doctor

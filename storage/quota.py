@@ -5,21 +5,11 @@ from typing import Any
 
 import orjson
 
+from storage.api_key import KeyLimits
 from storage.connection import RedisClient
 from storage.name import spend_key
 
 NANO = 1_000_000_000  # money is counted in whole nano-USD: sums of floats would drift
-
-
-@dataclass(frozen=True, slots=True)
-class KeyLimits:
-    """Limits of one API key; None = no limit. Days and months are UTC's."""
-
-    requests_per_minute: int | None = None
-    max_open_jobs: int | None = None
-    tokens_per_day: int | None = None
-    budget_usd_per_day: float | None = None
-    budget_usd_per_month: float | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,5 +53,5 @@ def nano(usd: float) -> int:
 def spending(client: RedisClient, key_id: str) -> Spending:
     """What the key has used; days and months that are over count as nothing only once it is used again."""
     fields = {name.decode(): int(value) for name, value in client.hgetall(spend_key(key_id)).items()}
-    usd = [fields.get(name, 0) / NANO for name in ("day_usd", "month_usd", "held_usd")]
-    return Spending(*usd, tokens_today=fields.get("day_tokens", 0))
+    day, month, held = (fields.get(name, 0) / NANO for name in ("day_usd", "month_usd", "held_usd"))
+    return Spending(day, month, held, fields.get("day_tokens", 0))

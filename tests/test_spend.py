@@ -8,9 +8,10 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from redis import Redis
 
+from storage.api_key import KeyLimits
 from storage.job import Acceptance
 from storage.ledger import Ending, Ledger
-from storage.quota import KeyLimits, Quota, spending
+from storage.quota import Quota, spending
 from tests.conftest import LIMITS, Clock
 from tests.ledger_case import DONE_WELL, claimed, draft
 

@@ -15,8 +15,9 @@ from routing.fingerprint import fingerprint
 from routing.query import Query, Usage
 from routing.tier import Tier
 from storage.answer import Answer
+from storage.api_key import KeyLimits
 from storage.job import PRIORITIES, Acceptance, Draft, Job
-from storage.quota import KeyLimits, Quota
+from storage.quota import Quota
 from webapp.auth import Caller
 from webapp.problem import Problem
 from webapp.refusal import over_rate, refused
