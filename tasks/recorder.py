@@ -98,7 +98,7 @@ class RecorderProcess:
         self._name = f"{socket.gethostname()}:{os.getpid()}"
         self._stream = UsageStream(blocking_client(settings.ledger_url, BLOCK_MS / 1000), self._name)
         self._presence = Presence(client)
-        self._engine = build_engine(settings.database_url)
+        self._engine = build_engine(settings.sql_url)
         self._recorder = Recorder(self._stream, self._engine)
         servers = settings.kafka_bootstrap_servers
         self._relay = Relay(self._engine, self._presence, partial(connect, servers)) if servers else None
