@@ -10,7 +10,6 @@ from storage.ledger import USAGE
 
 GROUP = "recorder"
 POISON = "aqr:usage:poison"
-POISON_KEPT = 10_000
 ABANDONED_AFTER_MS = 30_000
 FORGOTTEN_AFTER_MS = 3_600_000
 
@@ -24,11 +23,12 @@ class Entry:
 
 
 class UsageStream:
-    """One recorder's view of the stream. Redis errors pass through."""
+    """One recorder's view of the stream; it sets at most `max_poison` entries aside. Redis errors pass through."""
 
-    def __init__(self, client: RedisClient, consumer: str) -> None:
+    def __init__(self, client: RedisClient, consumer: str, max_poison: int = 10_000) -> None:
         self._client = client
         self._consumer = consumer
+        self._max_poison = max_poison
 
     def open(self) -> None:
         """Make the consumer group where it is missing (first start, or a Redis that was emptied)."""
@@ -65,7 +65,7 @@ class UsageStream:
 
     def set_aside(self, entry: Entry, reason: str) -> None:
         """Keep an entry that can never be recorded for a person to look at, and go on."""
-        self._client.xadd(POISON, {**entry.fields, "reason": reason}, maxlen=POISON_KEPT)
+        self._client.xadd(POISON, {**entry.fields, "reason": reason}, maxlen=self._max_poison, approximate=False)
         self.acknowledge([entry])
 
     def waiting(self) -> int:

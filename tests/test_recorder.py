@@ -44,7 +44,7 @@ def test_it_sets_an_unreadable_entry_aside_and_records_the_rest(redis: Redis, en
     assert ids(engine) == ["q1", "q2"]
     assert redis.xlen(USAGE) == 0
     [(_, poison)] = redis.xrange(POISON)
-    assert poison[b"kind"] == b"nonsense"
+    assert (poison[b"kind"], poison[b"reason"]) == (b"nonsense", b"KeyError")
 
 
 def test_it_keeps_entries_while_the_database_cannot_take_them(redis: Redis, database_url: str) -> None:
@@ -69,6 +69,16 @@ def test_it_sets_an_entry_aside_that_no_table_can_hold(redis: Redis, engine: Eng
 
     assert "q2" in ids(engine)
     assert redis.xlen(USAGE) == 0
+
+
+def test_it_keeps_the_newest_of_more_poison_than_it_may(redis: Redis, engine: Engine) -> None:
+    stream = UsageStream(redis, "r1", max_poison=3)
+    stream.open()
+    for n in range(5):
+        redis.xadd(USAGE, {"kind": f"nonsense {n}"})
+    Recorder(stream, engine).run()
+
+    assert [entry[b"kind"] for _, entry in redis.xrange(POISON)] == [f"nonsense {n}".encode() for n in (2, 3, 4)]
 
 
 def test_it_takes_over_what_a_dead_recorder_had_read(
