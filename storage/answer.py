@@ -68,6 +68,11 @@ class Answer:
         return cls(**fields)
 
 
+def owned(tenant: str, fingerprint: str) -> str:
+    """A fingerprint that says whose it is, so that one tenant's answers and flights can be found and erased."""
+    return f"{tenant}:{fingerprint}"
+
+
 def answer_key(fingerprint: str) -> str:
     return f"aqr:answer:{fingerprint}"
 

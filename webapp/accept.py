@@ -11,13 +11,14 @@ from redis import RedisError
 from routing.classifier import classify
 from routing.fingerprint import fingerprint
 from routing.query import Query
-from storage.answer import Answer
+from storage.answer import Answer, owned
 from storage.job import PRIORITIES, Acceptance, Draft, Job
 from webapp.problem import Problem
 from webapp.service import Services
 
 log = logging.getLogger(__name__)
 
+SHARED = "shared"  # whose the cached answers are where tenants share them
 CACHE_HEADERS = {"default": "MISS", "bypass": "BYPASS", "refresh": "REFRESH", "only": "MISS"}
 
 
@@ -57,7 +58,8 @@ class Outcome:
 
 def accept(ask: Ask, parts: Services) -> Outcome:
     """Answer the query now, or take it in as a job. Raises Problem where neither can be."""
-    key = fingerprint(ask.query, tenant=ask.tenant, policy=parts.policy)
+    tenant = SHARED if parts.settings.share_cache else ask.tenant
+    key = owned(tenant, fingerprint(ask.query, tenant=tenant, policy=parts.policy))
     try:
         if found := _find(ask, key, parts):
             return Outcome("HIT", answer=Answer.decode(found))
