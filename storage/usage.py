@@ -48,12 +48,12 @@ class UsageStream:
     def read(self, at_most: int, block_ms: int) -> list[Entry]:
         """The next new entries, waiting up to `block_ms` for the first."""
         found = self._client.xreadgroup(GROUP, self._consumer, {USAGE: ">"}, count=at_most, block=block_ms)
-        return _entries(stream_entries(found))
+        return entries_of(stream_entries(found))
 
     def take_over(self, at_most: int) -> list[Entry]:
         """Entries that a recorder (this one before a restart, or another) read and never acknowledged."""
         reply = self._client.xautoclaim(USAGE, GROUP, self._consumer, ABANDONED_AFTER_MS, "0-0", count=at_most)
-        return _entries(reply[1])
+        return entries_of(reply[1])
 
     def acknowledge(self, entries: list[Entry]) -> None:
         """Forget entries that are safe in SQL."""
@@ -73,7 +73,7 @@ class UsageStream:
         return int(self._client.xlen(USAGE))
 
 
-def _entries(found: Sequence[tuple[bytes, Mapping[bytes, bytes] | None]]) -> list[Entry]:
+def entries_of(found: Sequence[tuple[bytes, Mapping[bytes, bytes] | None]]) -> list[Entry]:
     return [
         Entry(entry_id, {name.decode(): value for name, value in fields.items()})
         for entry_id, fields in found

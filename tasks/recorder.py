@@ -21,6 +21,7 @@ from storage.presence import Presence
 from storage.record import write
 from storage.usage import Entry, UsageStream
 from tasks.periodic import Periodic
+from tasks.purge import PERIOD_S, Purge, periods_of
 from tasks.relay import Relay, connect
 
 log = logging.getLogger(__name__)
@@ -91,7 +92,7 @@ class Recorder:
 
 
 class RecorderProcess:
-    """Recorder, relay and their reports, until told to stop."""
+    """Recorder, relay, purge and their reports, until told to stop."""
 
     def __init__(self, settings: Settings) -> None:
         client = patient_client(settings.ledger_url)
@@ -104,7 +105,8 @@ class RecorderProcess:
         servers = settings.kafka_bootstrap_servers
         self._relay = Relay(self._engine, self._presence, partial(connect, servers)) if servers else None
         self._stopped = threading.Event()
-        self._loops = [Periodic("report", REPORT_S, self._report)]
+        self._purge = Purge(self._engine, client, periods_of(settings), self._stopped)
+        self._loops = [Periodic("report", REPORT_S, self._report), Periodic("purge", PERIOD_S, self._purge.run)]
         if self._relay:
             self._loops.append(Periodic("relay", RELAY_S, self._relay_all))
 
@@ -120,6 +122,7 @@ class RecorderProcess:
             loop.stop(timeout_s=20)
         if self._relay:
             self._relay.stop()
+        self._purge.resign()
         log.info("recorder.stopped")
 
     def _record_often(self) -> None:
