@@ -7,7 +7,7 @@ PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 FIND_RUNNING := set -a; if [ -f .data/env ]; then . ./.data/env; fi; set +a;
 
 .DEFAULT_GOAL := help
-.PHONY: help run test test-all lint format migrate doctor events republish clean
+.PHONY: help run test test-all lint format migrate doctor events republish erase clean
 
 help: ## List these commands
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-9s %s\n", $$1, $$2 }' Makefile
@@ -44,6 +44,9 @@ events: $(VENV)/.installed ## Show the events of both Kafka topics as they come;
 
 republish: $(VENV)/.installed ## Put all recorded events back into the outbox, for a Kafka that lost its topics
 	@$(FIND_RUNNING) $(BIN)/python -m tasks.republish
+
+erase: $(VENV)/.installed ## Remove everything kept of one tenant: TENANT=x; asks first, or YES=1
+	@$(FIND_RUNNING) $(BIN)/python -m tasks.erase $(if $(YES),--yes) -- "$(TENANT)"
 
 clean: ## Remove what commands made, but not .env or the data in .data
 	rm -rf $(VENV) .coverage .coverage.* .hypothesis .mypy_cache .pytest_cache .ruff_cache
