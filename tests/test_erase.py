@@ -14,7 +14,8 @@ from redis import Redis
 from sqlalchemy import Engine, insert, select, update
 
 from routing.query import Query
-from storage.answer import owned
+from storage.answer import answer_key, owned
+from storage.database import build_engine
 from storage.erase import BATCH, rows_of_tenant, without
 from storage.event import rows_of
 from storage.job import Draft
@@ -23,6 +24,7 @@ from storage.record import write
 from storage.table import api_keys, events, metadata, queries
 from storage.usage import POISON, UsageStream
 from tasks.erase import Erase
+from tests.conftest import migrate
 from tests.usage_entries import FACTS, accepted, caller, ended, hit
 
 ROOT = Path(__file__).parent.parent
@@ -150,6 +152,17 @@ def test_a_running_job_ends_in_nothing(engine: Engine, redis: Redis, ledger: Led
     late = Ending("completed", FACTS, answer=b"{}\n{}", cache=(owned(TENANT, "running"), 60_000))
     assert not ledger.finish(f"running-{TENANT}", f"token-{TENANT}", late)
     assert redis.keys("aqr:answer:*") == redis.keys("aqr:job:*") == redis.xrange(USAGE) == []
+
+
+def test_it_finds_the_answers_in_a_redis_of_their_own(sqlite_url: str, redis: Redis, redis_url: str) -> None:
+    built = build_engine(sqlite_url)
+    migrate(built)
+    apart = Redis.from_url(redis_url.removesuffix("0") + "1")
+    for tenant in (TENANT, "acme"):
+        apart.set(answer_key(owned(tenant, "f")), "answer")
+
+    Erase(TENANT, built, redis, apart).run(lambda *_: None, pause_s=0)
+    assert apart.keys() == [b"aqr:answer:acme:f"]
 
 
 def test_it_takes_only_the_tenants_callers_out_of_a_job_that_others_shared() -> None:
