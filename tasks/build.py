@@ -56,7 +56,7 @@ def build_answerer(
     catalogue = load_catalogue()
     providers = build_providers(settings, pool_size=pool_size)
     chain = Chain(providers, catalogue, SharedBoard(ledger.client), now_ms=now_ms)
-    return Answerer(ledger, chain, tiers, catalogue, leases, worker, cache)
+    return Answerer(ledger, chain, tiers, catalogue, leases, worker, cache, settings.record_answer_text)
 
 
 def _ms(seconds: float) -> int:

@@ -70,7 +70,7 @@ def ask_provider(settings: Settings, provider: str) -> tuple[str, set[str]]:
 
 def check_parts(settings: Settings) -> Iterator[tuple[str, str]]:
     """Each server the service talks to, and whether it answers now."""
-    engine = build_engine(settings.database_url)
+    engine = build_engine(settings.sql_url)
     checks: list[tuple[str, Callable[[], object]]] = [
         ("redis", lambda: hot_client(settings.ledger_url).ping()),
         ("cache", lambda: hot_client(settings.cache_url).ping()),

@@ -571,6 +571,17 @@ def test_a_hit_is_served_from_its_own_cache_while_the_ledger_is_away(
 
 
 @pytest.mark.usefixtures("worker")
+@pytest.mark.parametrize(("is_shared", "owner"), [(False, "default"), (True, "shared")])
+def test_a_cached_answer_says_whose_it_is(
+    redis: Redis, settings: Callable[..., Settings], is_shared: bool, owner: str
+) -> None:
+    assert ask(create_app(settings(groq_api_key="k", share_cache=is_shared)).test_client()).status_code == 200
+
+    [key] = redis.keys("aqr:answer:*")
+    assert key.startswith(f"aqr:answer:{owner}:".encode())
+
+
+@pytest.mark.usefixtures("worker")
 def test_the_error_of_a_job_is_a_problem(client: FlaskClient, chain: EchoChain) -> None:
     chain.error = AllTargetsFailed([ATTEMPT], QueryRejected(Target("groq", "m"), "HTTP 400"))
     accepted = ask(client, wait_seconds=0)

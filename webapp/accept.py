@@ -14,7 +14,7 @@ from routing.estimate import estimate_prompt_tokens
 from routing.fingerprint import fingerprint
 from routing.query import Query, Usage
 from routing.tier import Tier
-from storage.answer import Answer
+from storage.answer import SHARED, Answer, owned
 from storage.api_key import KeyLimits
 from storage.job import PRIORITIES, Acceptance, Draft, Job
 from storage.quota import Quota
@@ -74,7 +74,8 @@ def accept(ask: Ask, parts: Services) -> Outcome:
     """Answer the query now, or take it in as a job. Raises Problem where neither can be."""
     if ask.is_idempotent and (outcome := _repeat(ask, parts)):
         return outcome
-    key = fingerprint(ask.query, tenant=ask.caller.tenant, policy=parts.policy)
+    tenant = SHARED if parts.settings.share_cache else ask.caller.tenant
+    key = owned(tenant, fingerprint(ask.query, tenant=tenant, policy=parts.policy))
     try:
         if found := _find(ask, key, parts):
             return Outcome("HIT", answer=Answer.decode(found))

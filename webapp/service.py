@@ -59,7 +59,7 @@ def build_services(settings: Settings) -> Services:
     thresholds = Thresholds(settings.simple_query_max_words, settings.medium_query_max_words)
     cache = AnswerCache(hot_client(settings.cache_url)) if settings.cache_redis_url else None
     listener = CompletionListener(blocking_client(settings.ledger_url, BLOCK_MS / 1000))
-    engine = build_engine(settings.database_url)
+    engine = build_engine(settings.sql_url)
     answerer = build_answerer(
         settings,
         ledger,
