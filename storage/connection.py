@@ -47,9 +47,9 @@ def _client(url: str, timeout_s: float) -> RedisClient:
     return client
 
 
-def load_script(client: RedisClient, name: str) -> Script:
-    """The script `lua/<name>.lua` behind the shared prelude, ready to be called by its hash."""
-    script: Script = client.register_script(_source("prelude") + _source(name))
+def load_script(client: RedisClient, name: str, *shared: str) -> Script:
+    """The script `lua/<name>.lua` behind the prelude and other `shared` sources, ready to be called by its hash."""
+    script: Script = client.register_script("".join(_source(part) for part in ("prelude", *shared, name)))
     return script
 
 
