@@ -15,7 +15,6 @@ RedisClient: TypeAlias = Any
 
 HOT_TIMEOUT_S = 0.25
 PATIENT_TIMEOUT_S = 5.0
-SHARED = ("prelude", "line", "spend", "ending")  # Lua that is prepended to every script
 
 
 def hot_client(url: str) -> RedisClient:
@@ -48,9 +47,9 @@ def _client(url: str, timeout_s: float) -> RedisClient:
     return client
 
 
-def load_script(client: RedisClient, name: str) -> Script:
-    """The script `lua/<name>.lua` behind what all share, ready to be called by its hash."""
-    script: Script = client.register_script("".join(map(_source, (*SHARED, name))))
+def load_script(client: RedisClient, name: str, *shared: str) -> Script:
+    """The script `lua/<name>.lua` behind the prelude and other `shared` sources, ready to be called by its hash."""
+    script: Script = client.register_script("".join(_source(part) for part in ("prelude", *shared, name)))
     return script
 
 

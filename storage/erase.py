@@ -9,6 +9,7 @@ from sqlalchemy import ColumnElement, Engine, Table, and_, delete, select, tuple
 
 from storage.answer import answer_key
 from storage.connection import RedisClient, load_script
+from storage.ledger import JOB_PARTS
 from storage.name import DEAD, DUE, PREFIX, USAGE, attempts_key, callers_key, job_key
 from storage.table import api_keys, attempts, events, queries
 from storage.usage import GROUP, POISON, entries_of
@@ -79,7 +80,7 @@ def erase_keys(client: RedisClient, pattern: str) -> Iterator[int]:
 
 def erase_jobs(client: RedisClient, tenant: str) -> Iterator[int]:
     """Drop the tenant's jobs, open and ended, with all that belongs to them. A worker on one finds that it is gone."""
-    forget, prefix = load_script(client, "forget"), job_key("")
+    forget, prefix = load_script(client, "forget", *JOB_PARTS), job_key("")
     for page in _pages(client, prefix + "*"):
         with client.pipeline(transaction=False) as pipe:
             for name in page:

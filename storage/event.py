@@ -16,6 +16,8 @@ SCHEMA_VERSION = 1
 ANALYTICS_TOPIC = "router.query-analytics"
 USAGE_TOPIC = "router.usage-log"
 TOPICS = (ANALYTICS_TOPIC, USAGE_TOPIC)
+ALERTS = ("breaker_opened", "breaker_closed", "key_rejected", "key_restored", "model_gone")
+LONGEST_KEY = 64  # of an event, as the table and the topic have it
 
 Row = dict[str, Any]
 
@@ -106,12 +108,25 @@ def _expand_replayed(entry: Mapping[str, bytes], rows: Rows) -> None:
     rows.events.append(event)
 
 
+def _expand_alert(entry: Mapping[str, bytes], rows: Rows) -> None:
+    """What happened to a lane. It is nobody's query, so it has no job and no tenant."""
+    kind, target, key_id = (entry[name].decode() for name in ("alert", "target", "key_id"))
+    if kind not in ALERTS:
+        raise ValueError(f"no such alert: {kind}")
+    provider, _, model = target.partition(":")
+    facts = {"provider": provider, "model": model, "key_id": key_id, **orjson.loads(entry["facts"])}
+    key = target[:LONGEST_KEY]
+    event_id = f"{key}#{key_id}.{kind}.{int(entry['at'])}"
+    rows.events.append(_envelope(event_id, f"provider.{kind}", ANALYTICS_TOPIC, key, _time(entry["at"]), facts))
+
+
 _EXPANDERS = {
     "accepted": _expand_accepted,
     "hit": _expand_hit,
     "ended": _expand_ended,
     "left": _expand_left,
     "replayed": _expand_replayed,
+    "alert": _expand_alert,
 }
 
 

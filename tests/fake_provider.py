@@ -24,6 +24,8 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any, ClassVar, Self
 
+from tests.hard_limit import HardLimit
+
 KEYS = {"groq": "gsk_fakefakefakefake1234567890", "together": "tgp_fakefakefakefake1234567890", "local": None}
 KNOWN_KEYS = {None, *(f"Bearer {key}" for key in KEYS.values() if key)}
 PREFIXES = {"groq": "/openai/v1", "together": "/v1", "local": "/local/v1"}
@@ -102,6 +104,7 @@ class Server(ThreadingHTTPServer):
         self.keys_used: list[str] = []
         self.connections = 0
         self.hung_up = 0
+        self.limit = HardLimit()
 
     def process_request(self, request: Any, client_address: Any) -> None:
         self.connections += 1
@@ -116,6 +119,7 @@ class Handler(BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
     disable_nagle_algorithm = True
     provider = "groq"
+    limits: dict[str, str] = {}
 
     def log_message(self, format: str, *args: object) -> None:
         pass
@@ -124,6 +128,8 @@ class Handler(BaseHTTPRequestHandler):
         if self.path == "/__fake/calls":
             counted = {"calls": self.server.calls, "history": self.server.history, "hung_up": self.server.hung_up}
             self.send(200, counted)
+        elif self.path == "/__fake/limit":
+            self.send(200, self.server.limit.counts())
         elif self.path.endswith("/models") and self.headers["Authorization"] not in KNOWN_KEYS:
             self.fail(Fault.status(401))
         elif self.path.endswith("/models"):
@@ -142,13 +148,19 @@ class Handler(BaseHTTPRequestHandler):
             self.send(404, {"error": {"message": "Not found"}})
             return
         self.provider = provider
-        self.complete(body)
+        is_served, self.limits = self.server.limit.enter()
+        if is_served:
+            self.complete(body)
+        else:
+            self.fail(Fault.status(429, headers=self.limits))
 
     def control(self, verb: str, body: dict[str, Any]) -> None:
         if verb == "faults":
             self.server.faults[body["provider"]].extend(map(Fault.parse, body["faults"]))
         elif verb == "latency":
             self.server.latency_s = body["latency_ms"] / 1000
+        elif verb == "limit":
+            self.server.limit = HardLimit(**body)
         elif verb == "retired":
             self.server.retired = set(body["models"])
         elif verb == "reset":
@@ -170,7 +182,9 @@ class Handler(BaseHTTPRequestHandler):
         scripted = script.get(f"fault.{self.provider}") or script.get("fault")
         fault = fault or (Fault.parse(scripted) if scripted else None)
         latency_s = self.server.latency_of.get(self.provider, self.server.latency_s)
-        if not self.think(float(script.get("latency_ms", 0)) / 1000 or latency_s):
+        is_awaited = self.think(float(script.get("latency_ms", 0)) / 1000 or latency_s)
+        self.server.limit.leave()
+        if not is_awaited:
             self.close_connection = True
         elif KEYS[self.provider] and key not in self.server.keys[self.provider]:
             self.fail(Fault.status(401))
@@ -180,7 +194,7 @@ class Handler(BaseHTTPRequestHandler):
             status, message, code = RETIRED[self.provider]
             self.fail(Fault.status(status, message=message, code=code, type="invalid_request_error"))
         else:
-            self.send(200, self.completion(body, f"answer to: {question}"), self.server.headers)
+            self.send(200, self.completion(body, f"answer to: {question}"), {**self.server.headers, **self.limits})
 
     def think(self, seconds: float) -> bool:
         """Takes its time, unless the client hangs up meanwhile; whether somebody still waits for the answer."""

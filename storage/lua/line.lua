@@ -1,4 +1,4 @@
--- Prepended to every script: the waiting lines of a tier, and who is next.
+-- Prepended to the scripts about jobs: the waiting lines of a tier, and who is next.
 --
 -- A tier has a line for each priority, a sorted set of job ids. Within it tenants share alike (start-time fair queueing:
 -- a job's score is one more than its tenant's last, or than the line's virtual time where that is later), so a tenant
