@@ -1,0 +1,254 @@
+"""The service as real processes on real servers, under a supervisor that restarts what dies, as a container's would."""
+
+import os
+import random
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import requests
+from redis import Redis
+
+from embedded import broker, valkey
+from embedded.port import free_port
+from embedded.procfile import read_procfile
+from embedded.server import Server
+from embedded.supervisor import Supervisor
+from tests import system_servers
+from tests.chaos.load import JOB_DEADLINE_S, SYNC_WAIT_S, Load
+from tests.fake_provider import KEYS, FakeProvider
+from tests.integration.stack import SERVICE, eventually
+
+WELL = ("ok", "off")
+
+
+class CannotRun(Exception):
+    """The machine lacks something that a scenario needs; the text says what."""
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What a scenario wants to run on.
+
+    `disk_mb` puts SQLite on a small disk of its own, `jumping` names whose clock can jump: `service` or `ledger`.
+    """
+
+    database: str = "sqlite"
+    broker: str = "tansu"
+    env: Mapping[str, str] = field(default_factory=dict)
+    has_cache_apart: bool = False
+    is_kafka_late: bool = False
+    is_groq_untrusted: bool = False
+    disk_mb: int | None = None
+    web_replicas: int = 1
+    recorders: int = 1
+    jumping: str = ""
+
+
+@dataclass
+class World:
+    """What the faults act on. `servers` are not restarted by themselves, the processes of `service` are."""
+
+    folder: Path
+    plan: Plan
+    env: dict[str, str]
+    servers: Supervisor
+    service: Supervisor
+    providers: dict[str, FakeProvider]
+    ledger: Server
+    kafka: Server
+    ports: list[int]
+    out: set[int] = field(default_factory=set)
+    load: Load = field(init=False)
+
+    def address(self) -> str:
+        """One web server, as a load balancer chooses: any that was not taken out."""
+        return f"http://127.0.0.1:{random.choice([p for p in self.ports if p not in self.out])}"
+
+    @property
+    def redis(self) -> Redis:
+        return Redis.from_url(self.env["REDIS_URL"], socket_timeout=5)
+
+    @property
+    def cache_redis(self) -> Redis:
+        return Redis.from_url(self.env["CACHE_REDIS_URL"], socket_timeout=5)
+
+    def ailing(self) -> list[str]:
+        """The parts that do not say that they are well; providers may be held for long and are left out."""
+        try:
+            parts: dict[str, Any] = requests.get(f"{self.address()}/health", timeout=30).json()["parts"]
+        except (requests.RequestException, ValueError, KeyError):
+            return ["web"]
+        return [name for name, part in parts.items() if name != "providers" and part["status"] not in WELL]
+
+    def metrics(self) -> Any:
+        """Statistics as the API gives them; an empty object where it does not answer."""
+        try:
+            reply = requests.get(f"{self.address()}/api/v1/metrics", timeout=30)
+            return reply.json() if reply.status_code == 200 else {}
+        except (requests.RequestException, ValueError):
+            return {}
+
+    def is_ready(self, name: str, port: int | None) -> bool:
+        """Whether a process serves again: a web server by its own word, the others by the word of /health."""
+        if port is None:
+            return self.service.is_alive(name) and not self.ailing()
+        try:
+            return requests.get(f"http://127.0.0.1:{port}/readyz", timeout=10).status_code == 200
+        except requests.RequestException:
+            return False
+
+    def start_kafka(self) -> None:
+        self.kafka.start(self.servers)
+
+    def wait_until_up(self, limit_s: float = 90, but: Iterable[str] = ()) -> None:
+        eventually(lambda: set(self.ailing()) <= set(but), limit_s)
+
+
+@contextmanager
+def running(plan: Plan, latency_s: float) -> Iterator[World]:
+    """Servers, migrated database and every process of the Procfile but Flower. Raises CannotRun."""
+    with ExitStack() as stack:
+        folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="router-chaos-")))
+        folder.chmod(0o755)  # PostgreSQL runs as a user of its own
+        certificate = _own_certificate(folder) if plan.is_groq_untrusted else None
+        providers = {"groq": stack.enter_context(FakeProvider(certificate=certificate))}
+        providers["together"] = stack.enter_context(FakeProvider())
+        for fake in providers.values():
+            fake.set_latency(latency_s)
+        servers = stack.enter_context(Supervisor(folder / "servers", dict(os.environ)))
+        stack.callback(servers.kill)
+        database_url = _database(plan, folder, servers, stack)
+        ledger = valkey.server(folder, free_port())
+        kafka = _kafka(plan, folder)
+        env = {**_environment(providers), **ledger.env, **kafka.env, "DATABASE_URL": database_url, **plan.env}
+        env["TMPDIR"] = str(folder)  # what killed processes leave behind goes with it
+        servers.start(ledger.name, ledger.command, ledger.answers, env=_clock(plan, "ledger", folder))
+        if plan.has_cache_apart:
+            env |= _cache(folder, servers)
+        service = stack.enter_context(
+            Supervisor(folder / "service", {**env, **_clock(plan, "service", folder)}, restart_dead=True)
+        )
+        stack.callback(service.kill)
+        world = World(folder, plan, env, servers, service, providers, ledger, kafka, [int(env["PORT"])])
+        if not plan.is_kafka_late:
+            world.start_kafka()
+        _start(world)
+        yield world
+
+
+def _start(world: World) -> None:
+    with Supervisor(world.folder / "migration", world.env) as migration:
+        migration.run("migrate", "python -m alembic upgrade head")
+    commands = read_procfile()
+    for name in SERVICE:
+        world.service.start(name, commands[name])
+    for number in range(2, world.plan.recorders + 1):
+        world.service.start(f"recorder-{number}", commands["recorder"])
+    for number in range(2, world.plan.web_replicas + 1):
+        world.ports.append(free_port())
+        world.service.start(f"web-{number}", commands["web"], env={"PORT": str(world.ports[-1])})
+    world.wait_until_up(but={"kafka"} if world.plan.is_kafka_late else ())
+    for port in world.ports:
+        eventually(lambda port=port: world.is_ready("web", port))
+
+
+def _environment(providers: Mapping[str, FakeProvider]) -> dict[str, str]:
+    return {
+        **os.environ,
+        "ENV_FILE": os.devnull,
+        "PATH": os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]]),
+        "PYTHONUNBUFFERED": "1",
+        "PORT": str(free_port()),
+        "GROQ_API_KEY": KEYS["groq"] or "",
+        "GROQ_BASE_URL": providers["groq"].base_url("groq"),
+        "TOGETHER_API_KEY": KEYS["together"] or "",
+        "TOGETHER_BASE_URL": providers["together"].base_url("together"),
+        "LEASE_SECONDS": "4",
+        "REAPER_SECONDS": "0.5",
+        "REPUBLISH_SECONDS": "3",
+        "SYNC_WAIT_SECONDS": f"{SYNC_WAIT_S:g}",
+        "JOB_DEADLINE_SECONDS": f"{JOB_DEADLINE_S:g}",
+    }
+
+
+def _database(plan: Plan, folder: Path, servers: Supervisor, stack: ExitStack) -> str:
+    """The URL of an empty database, started where it is a server."""
+    if plan.database == "sqlite":
+        disk = folder / "disk"
+        disk.mkdir()
+        if plan.disk_mb:
+            stack.enter_context(_small_disk(disk, plan.disk_mb))
+        return f"sqlite:///{disk}/router.db"
+    home = folder / "postgres"
+    home.mkdir()
+    try:
+        server = system_servers.postgres(home, free_port())
+    except system_servers.NotInstalled as missing:
+        raise CannotRun(str(missing)) from None
+    server.start(servers)
+    stack.callback(system_servers.stop_postgres, servers)
+    return server.env["DATABASE_URL"]
+
+
+@contextmanager
+def _small_disk(folder: Path, megabytes: int) -> Iterator[None]:
+    mount = ["mount", "-t", "tmpfs", "-o", f"size={megabytes}m", "tmpfs", str(folder)]
+    if os.getuid() != 0 or subprocess.run(mount, capture_output=True).returncode != 0:
+        raise CannotRun("a small disk can only be mounted by root")
+    try:
+        yield
+    finally:
+        subprocess.run(["umount", "--lazy", str(folder)], check=True)
+
+
+def _own_certificate(folder: Path) -> Path:
+    """A certificate for 127.0.0.1 that nobody else trusts, with its key in the same file."""
+    path = folder / "own.pem"
+    said = "openssl req -x509 -newkey ec -pkeyopt ec_paramgen_curve:prime256v1 -nodes -days 2 -subj /CN=fake"
+    names = ["-addext", "subjectAltName=IP:127.0.0.1", "-keyout", str(path), "-out", f"{path}.crt"]
+    try:
+        subprocess.run([*said.split(), *names], check=True, capture_output=True)
+    except FileNotFoundError:
+        raise CannotRun("openssl is missing") from None
+    path.write_text(path.read_text() + Path(f"{path}.crt").read_text())
+    return path
+
+
+def _kafka(plan: Plan, folder: Path) -> Server:
+    if plan.broker == "tansu":
+        return broker.server(free_port())
+    try:
+        return system_servers.kafka(folder, free_port())
+    except system_servers.NotInstalled as missing:
+        raise CannotRun(str(missing)) from None
+
+
+def _cache(folder: Path, servers: Supervisor) -> Mapping[str, str]:
+    """A Redis for the answers alone; how the service finds it."""
+    started = valkey.server(folder, free_port(), "cache")
+    cache = replace(started, env={"CACHE_REDIS_URL": started.env["REDIS_URL"]})
+    cache.start(servers)
+    return cache.env
+
+
+def _clock(plan: Plan, whose: str, folder: Path) -> Mapping[str, str]:
+    """The environment of processes whose wall clock follows the file `clock`, where the plan wants theirs to."""
+    if plan.jumping != whose:
+        return {}
+    library = next(Path("/usr/lib").glob("*/faketime/libfaketimeMT.so.1"), None)
+    if library is None:
+        raise CannotRun("libfaketime is not installed: tests/install_servers.sh")
+    clock = folder / "clock"
+    clock.write_text("+0")
+    return {
+        "LD_PRELOAD": str(library),
+        "FAKETIME_TIMESTAMP_FILE": str(clock),
+        "FAKETIME_CACHE_DURATION": "1",
+        "FAKETIME_DONT_FAKE_MONOTONIC": "1",
+    }
