@@ -11,7 +11,7 @@ from sqlalchemy.exc import SQLAlchemyError
 
 from tests.chaos.books import Books, read_books
 from tests.chaos.load import JOB_DEADLINE_S, Load
-from tests.chaos.mix import Question
+from tests.chaos.mix import WORDS, Question
 from tests.chaos.scenario import Scenario
 from tests.chaos.verdict import Figures, count, judge, recovery
 from tests.chaos.world import World, running
@@ -65,7 +65,7 @@ def _strike(world: World, scenario: Scenario, options: Options) -> tuple[float, 
 
 def _settle(world: World, scenario: Scenario, fault_s: float, fault_ended: float) -> Figures:
     until = time.monotonic() + SETTLE_S + fault_s
-    _prod(world, fault_ended)
+    _prod(world, scenario, fault_ended)
     while not (_is_quiet(world)) and time.monotonic() < until:
         time.sleep(0.5)
     if scenario.forgets_on_tansu and world.plan.broker == "tansu":
@@ -84,18 +84,19 @@ def _settle(world: World, scenario: Scenario, fault_s: float, fault_ended: float
         uncounted=world.metrics().get("unrecorded_hits") or 0,
     )
     figures.scenario = scenario.name
-    figures.recovery_s = recovery(world.load.seen, fault_ended)
+    figures.recovery_s = recovery(world.load.seen, fault_ended, scenario.tiers)
     figures.violations = judge(figures, may_cut=scenario.may_cut, may_refuse=scenario.may_refuse, ailing=ailing)
     return figures
 
 
-def _prod(world: World, fault_ended: float) -> None:
-    """Where no query was answered normally since the fault, ask on for a while: recovery may take its time."""
+def _prod(world: World, scenario: Scenario, fault_ended: float) -> None:
+    """Where a tier has not answered normally since the fault, ask on for a while: recovery may take its time."""
     until = time.monotonic() + SETTLE_S / 2
     number = 0
-    while recovery(world.load.seen, fault_ended) is None and time.monotonic() < until:
+    while recovery(world.load.seen, fault_ended, scenario.tiers) is None and time.monotonic() < until:
         number += 1
-        world.load.ask(Question("sync", f"What is recovery{number}?"))
+        for tier in scenario.tiers:
+            world.load.ask(Question("sync", WORDS[tier].format(f"recovery{number}")))
         time.sleep(0.5)
 
 

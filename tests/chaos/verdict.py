@@ -85,10 +85,14 @@ def is_mixed_up(question: Question, body: object) -> bool:
     return answer.get("response") != question.answer or answer.get("query") != question.text
 
 
-def recovery(seen: Iterable[Seen], fault_ended: float) -> float | None:
-    """Seconds from the fault's end to the first normal answer of a query that was asked after it."""
-    after = [s.ended for s in seen if s.is_normal and s.started >= fault_ended]
-    return min(after) - fault_ended if after else None
+def recovery(seen: Iterable[Seen], fault_ended: float, tiers: Iterable[str]) -> float | None:
+    """Seconds from the fault's end until each of the tiers has given a normal answer to a query asked after it."""
+    first: dict[str, float] = {}
+    for s in seen:
+        if s.is_normal and s.started >= fault_ended:
+            tier = s.body["complexity"]
+            first[tier] = min(first.get(tier, s.ended), s.ended)
+    return max(first.values()) - fault_ended if first.keys() >= set(tiers) else None
 
 
 def judge(figures: Figures, *, may_cut: bool, may_refuse: bool, ailing: Sequence[str]) -> list[str]:
