@@ -15,6 +15,8 @@ SYNC_WAIT_S = 10.0  # the service's SYNC_WAIT_SECONDS in these runs
 JOB_DEADLINE_S = 40.0  # and its JOB_DEADLINE_SECONDS
 SLACK_S = 15.0  # a busy machine is slow; what hangs is slower
 POLL_S = 0.3
+LOOK_S = 0.5
+LOOKED_AT = ("/health", "/metrics", "/api/v1/metrics", "/readyz")  # what an operator's tools ask all the time
 POLLED_AT_ONCE_S = 3.0  # then the client asks on, and the job is polled again when the load is over
 
 
@@ -68,8 +70,20 @@ class Promise:
     body: Mapping[str, Any] = field(default_factory=dict)
 
 
+@dataclass(frozen=True, slots=True)
+class Look:
+    """One request of an operator's tool; status 0 = no reply came."""
+
+    path: str
+    status: int
+    seconds: float
+
+
 class Load:
-    """`clients` threads, each with its own seeded mix. `address` says where the next request goes."""
+    """`clients` threads, each with its own seeded mix. `address` says where the next request goes.
+
+    One more thread looks at the operator's routes, which have to answer whatever happens.
+    """
 
     def __init__(
         self,
@@ -82,12 +96,14 @@ class Load:
     ) -> None:
         self.seen: list[Seen] = []
         self.promises: list[Promise] = []
+        self.looks: list[Look] = []
         self._address, self._pause_s = address, pause_s
         self._stopped = threading.Event()
         self._started = time.monotonic()
         self._numbers = itertools.count(1)
         mixes = [Mix(f"{seed}:c{number}", tiers) for number in range(clients)]
         self._threads = [threading.Thread(target=self._run, args=[mix], daemon=True) for mix in mixes]
+        self._threads.append(threading.Thread(target=self._look_around, daemon=True))
 
     def start(self) -> None:
         self._started = time.monotonic()
@@ -138,6 +154,17 @@ class Load:
             if seen.status == 202:
                 self._poll_a_while(self._promise_of(seen))
             self._stopped.wait(mix.pause_s(self._pause_s))
+
+    def _look_around(self) -> None:
+        for path in itertools.cycle(LOOKED_AT):
+            started = time.monotonic()
+            try:
+                status = requests.get(self._address() + path, timeout=2 * SLACK_S).status_code
+            except requests.RequestException:
+                status = 0
+            self.looks.append(Look(path, status, time.monotonic() - started))
+            if self._stopped.wait(LOOK_S):
+                return
 
     def _promise_of(self, seen: Seen) -> Promise:
         return next(p for p in reversed(self.promises) if p.id == seen.body["id"])

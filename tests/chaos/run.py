@@ -76,8 +76,7 @@ def _settle(world: World, scenario: Scenario, fault_s: float, fault_ended: float
         ailing = []
     books = read_books(world.env["DATABASE_URL"], world.env["KAFKA_BOOTSTRAP_SERVERS"])
     figures = count(
-        world.load.seen,
-        world.load.promises,
+        world.load,
         books,
         fault_s=fault_s,
         provider_calls=sum(fake.calls[name] for name, fake in world.providers.items()),

@@ -17,6 +17,7 @@ def _recovery(figures: Figures) -> str:
 _COLUMNS: tuple[tuple[str, Callable[[Figures], object]], ...] = (
     ("asked", lambda f: f.asked),
     ("answered", lambda f: f.answered),
+    ("of these degraded", lambda f: f.degraded),
     ("promised", lambda f: f.promised),
     ("refused", _refused),
     ("cut", lambda f: f.cut),

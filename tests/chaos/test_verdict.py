@@ -9,11 +9,12 @@ from typing import Any
 import pytest
 
 from tests.chaos.books import Books
-from tests.chaos.load import Promise, Seen
+from tests.chaos.load import Load, Look, Promise, Seen
 from tests.chaos.mix import Mix, Question
 from tests.chaos.verdict import Figures, charged_twice, count, judge, recovery
 
 NOW = datetime(2026, 1, 1, tzinfo=UTC)
+WELL = Look("/health", 200, 0.1)
 QUESTION = Question("sync", "What is token1?")
 
 
@@ -44,8 +45,13 @@ def books(**changes: Any) -> Books:
     return Books(**{**whole, **changes})
 
 
-def figures(seen: Sequence[Seen] = (), promises: Sequence[Promise] = (), held: Books | None = None) -> Figures:
-    return count(seen or [answered()], promises, held or books(), fault_s=0, provider_calls=1, uncounted=0)
+def figures(
+    seen: Sequence[Seen] = (), promises: Sequence[Promise] = (), held: Books | None = None, look: Look = WELL
+) -> Figures:
+    load = Load(lambda: "", "1")
+    load.seen, load.promises = list(seen or [answered()]), list(promises)
+    load.looks.append(look)
+    return count(load, held or books(), fault_s=0, provider_calls=1, uncounted=0)
 
 
 def violations(found: Figures) -> list[str]:
@@ -129,6 +135,12 @@ def test_a_bug_is_no_refusal_and_a_closed_connection_no_answer() -> None:
         "no recovery",
         "kafka not well",
     ]
+
+
+def test_the_operators_routes_must_answer_too() -> None:
+    assert violations(figures(look=Look("/metrics", 500, 0.1))) == ["broken 1"]
+    assert violations(figures(look=Look("/health", 200, 20.0))) == ["hanging 1"]
+    assert violations(figures(look=Look("/health", 503, 0.1))) == []
 
 
 def test_recovery_is_the_first_normal_answer_of_the_slowest_tier() -> None:

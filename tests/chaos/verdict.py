@@ -5,7 +5,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 
 from tests.chaos.books import Books
-from tests.chaos.load import JOB_DEADLINE_S, SLACK_S, Promise, Seen
+from tests.chaos.load import JOB_DEADLINE_S, SLACK_S, Load, Look, Promise, Seen
 from tests.chaos.mix import Question
 
 ENDED = ("completed", "failed", "cancelled", "expired", "dead")
@@ -19,6 +19,7 @@ class Figures:
     asked: int = 0
     answered: int = 0
     promised: int = 0
+    degraded: int = 0
     refused: dict[str, int] = field(default_factory=dict)
     cut: int = 0
     broken: int = 0
@@ -38,32 +39,16 @@ class Figures:
     examples: list[str] = field(default_factory=list)
 
 
-def count(
-    seen: Sequence[Seen],
-    promises: Sequence[Promise],
-    books: Books,
-    *,
-    fault_s: float,
-    provider_calls: int,
-    uncounted: int,
-) -> Figures:
+def count(load: Load, books: Books, *, fault_s: float, provider_calls: int, uncounted: int) -> Figures:
     """The figures of one run. `uncounted` are hits that the service itself says it could not record."""
     figures = Figures()
-    _count_replies(figures, seen)
-    _count_jobs(figures, seen, promises, books)
-    _count_hanging(figures, seen, books, fault_s)
-    twice = charged_twice(books)
-    figures.charged_twice = len(twice)
+    _count_replies(figures, load.seen)
+    _count_looks(figures, load.looks, fault_s)
+    _count_jobs(figures, load.seen, load.promises, books)
+    _count_hanging(figures, load.seen, books, fault_s)
+    _count_records(figures, load.seen, books, uncounted)
     calls = sum(1 for row in books.attempts if row.provider)
     figures.extra_calls = max(0, provider_calls - calls)
-    unrecorded = {s.body["id"] for s in seen if s.is_answered} - {row.id for row in books.queries}
-    missing = books.missing_events()
-    figures.missing_in_sql = len(missing) + max(0, len(unrecorded) - uncounted) + len(books.unknown_in_kafka())
-    figures.missing_in_kafka = len(books.missing_in_kafka())
-    figures.repeated_in_kafka = sum(books.kafka.values()) - len(books.kafka)
-    figures.examples += [f"charged twice: {job}" for job in sorted(twice)]
-    figures.examples += [f"event missing: {event}" for event in sorted(missing)]
-    figures.examples += [f"answered and not recorded: {query}" for query in sorted(unrecorded)]
     return figures
 
 
@@ -113,6 +98,7 @@ def judge(figures: Figures, *, may_cut: bool, may_refuse: bool, ailing: Sequence
 def _count_replies(figures: Figures, seen: Sequence[Seen]) -> None:
     figures.asked = len(seen)
     figures.answered = sum(s.is_answered for s in seen)
+    figures.degraded = sum(s.is_answered and s.is_degraded for s in seen)
     figures.promised = sum(s.status == 202 for s in seen)
     figures.refused = dict(Counter(f"{s.status} {s.code}" for s in seen if s.is_refused))
     figures.cut = sum(s.status == 0 for s in seen)
@@ -124,6 +110,28 @@ def _count_replies(figures: Figures, seen: Sequence[Seen]) -> None:
     mixed = [s for s in seen if s.is_answered and is_mixed_up(s.question, s.body)]
     figures.mixed_up = len(mixed)
     figures.examples += [f"mixed up: {s.request_id} {s.question.text}" for s in mixed]
+
+
+def _count_looks(figures: Figures, looks: Sequence[Look], fault_s: float) -> None:
+    """The operator's routes say 200 or 503, and within a time."""
+    broken = [look for look in looks if look.status not in (0, 200, 503)]
+    slow = [look for look in looks if look.seconds > SLACK_S + fault_s]
+    figures.broken += len(broken)
+    figures.hanging += len(slow)
+    figures.examples += [f"broken: {look.status} {look.path}" for look in broken]
+    figures.examples += [f"hanging: {look.path} {look.seconds:.1f} s" for look in slow]
+
+
+def _count_records(figures: Figures, seen: Sequence[Seen], books: Books, uncounted: int) -> None:
+    twice, missing = charged_twice(books), books.missing_events()
+    unrecorded = {s.body["id"] for s in seen if s.is_answered} - {row.id for row in books.queries}
+    figures.charged_twice = len(twice)
+    figures.missing_in_sql = len(missing) + max(0, len(unrecorded) - uncounted) + len(books.unknown_in_kafka())
+    figures.missing_in_kafka = len(books.missing_in_kafka())
+    figures.repeated_in_kafka = sum(books.kafka.values()) - len(books.kafka)
+    figures.examples += [f"charged twice: {job}" for job in sorted(twice)]
+    figures.examples += [f"event missing: {event}" for event in sorted(missing)]
+    figures.examples += [f"answered and not recorded: {query}" for query in sorted(unrecorded)]
 
 
 def _count_jobs(figures: Figures, seen: Sequence[Seen], promises: Sequence[Promise], books: Books) -> None:
@@ -150,5 +158,5 @@ def _count_hanging(figures: Figures, seen: Sequence[Seen], books: Books, fault_s
         took_s = (row.ended_at - row.created_at).total_seconds()
         if took_s > deadlines[row.request_id] + fault_s + SLACK_S:
             slow.add(row.request_id)
-    figures.hanging = len(slow)
+    figures.hanging += len(slow)
     figures.examples += [f"hanging: {request}" for request in sorted(slow)]
