@@ -169,6 +169,7 @@ def _environment(providers: Mapping[str, FakeProvider]) -> dict[str, str]:
         "GROQ_BASE_URL": providers["groq"].base_url("groq"),
         "TOGETHER_API_KEY": KEYS["together"] or "",
         "TOGETHER_BASE_URL": providers["together"].base_url("together"),
+        "MAX_INLINE_ANSWERS": "3",  # so that some are refused while Redis is away
         "LEASE_SECONDS": "4",
         "REAPER_SECONDS": "0.5",
         "REPUBLISH_SECONDS": "3",
