@@ -85,6 +85,18 @@ def freeze(world: World, name: str) -> Iterator[None]:
 
 
 @fault
+def stutter(world: World, name: str, times: int = 12) -> Iterator[None]:
+    """A server that stops and goes on, again and again: replies come when their callers have just given up."""
+    pids = _family(world.servers, name)
+    for _ in range(times):
+        _signal(pids, signal.SIGSTOP)
+        time.sleep(0.4)
+        _signal(pids, signal.SIGCONT)
+        time.sleep(0.3)
+    yield
+
+
+@fault
 def cut_broker_connections(world: World) -> Iterator[None]:
     """CLIENT KILL of every connection, again and again."""
     for _ in range(4):

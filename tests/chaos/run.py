@@ -82,7 +82,8 @@ def _settle(world: World, scenario: Scenario, fault_s: float, fault_ended: float
         provider_calls=sum(fake.calls[name] for name, fake in world.providers.items()),
         uncounted=world.metrics().get("unrecorded_hits") or 0,
     )
-    figures.scenario = scenario.name
+    figures.scenario, figures.restarts = scenario.name, len(world.restarts)
+    figures.add_bugs(world.bugs())
     figures.recovery_s = recovery(world.load.seen, fault_ended, scenario.tiers)
     figures.violations = judge(figures, may_cut=scenario.may_cut, may_refuse=scenario.may_refuse, ailing=ailing)
     return figures

@@ -84,6 +84,7 @@ SCENARIOS = (
         latency_s=0.5,
     ),
     Scenario("broker-frozen", "SIGSTOP the broker", fault.freeze("valkey"), lasts=0.2),
+    Scenario("broker-stutter", "the broker stops and goes on, 12 times", fault.stutter("valkey"), lasts=0),
     Scenario("broker-cut", "CLIENT KILL of all broker connections", fault.cut_broker_connections(), lasts=0),
     Scenario("cache-flushed", "FLUSHALL of the cache", fault.flush_cache(), lasts=0, needs=Plan(has_cache_apart=True)),
     Scenario("redis-full", "Redis out of memory, then not", fault.fill_redis()),

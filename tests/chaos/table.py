@@ -33,6 +33,7 @@ _COLUMNS: tuple[tuple[str, Callable[[Figures], object]], ...] = (
     ("hanging", lambda f: f.hanging),
     ("longest s", lambda f: f"{f.longest_s:.1f}"),
     ("recovery s", _recovery),
+    ("restarts", lambda f: f.restarts),
     ("verdict", lambda f: "; ".join(f.violations) or "ok"),
 )
 

@@ -143,6 +143,12 @@ def test_the_operators_routes_must_answer_too() -> None:
     assert violations(figures(look=Look("/health", 503, 0.1))) == []
 
 
+def test_what_the_logs_call_a_bug_is_one() -> None:
+    found = figures()
+    found.add_bugs(['{"message": "periodic.failed"}'])
+    assert violations(found) == ["broken 1"]
+
+
 def test_recovery_is_the_first_normal_answer_of_the_slowest_tier() -> None:
     def asked_at(started: float, tier: str, cache: str = "MISS") -> Seen:
         seen = answered({"complexity": tier}, ended=started + 1, cache=cache)

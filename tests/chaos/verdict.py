@@ -35,8 +35,14 @@ class Figures:
     hanging: int = 0
     longest_s: float = 0.0
     recovery_s: float | None = None
+    restarts: int = 0
     violations: list[str] = field(default_factory=list)
     examples: list[str] = field(default_factory=list)
+
+    def add_bugs(self, lines: Sequence[str]) -> None:
+        """Count what the service's logs call bugs."""
+        self.broken += len(lines)
+        self.examples += [f"bug: {line[:1000]}" for line in lines]
 
 
 def count(load: Load, books: Books, *, fault_s: float, provider_calls: int, uncounted: int) -> Figures:

@@ -55,5 +55,5 @@ def refuse_connections(world: World) -> Iterator[None]:
 def untrusted(world: World) -> Iterator[None]:
     """Groq's certificate is one that nobody trusts, all the time."""
     yield
-    assert world.providers["groq"].connections, "Groq was not asked"
+    assert world.providers["together"].calls, "Together was not asked"
     assert not world.providers["groq"].calls, "a call was made over an untrusted connection"

@@ -25,6 +25,7 @@ from tests.fake_provider import KEYS, FakeProvider
 from tests.integration.stack import SERVICE, eventually
 
 WELL = ("ok", "off")
+BUG_EVENTS = ("request.failed", "periodic.failed", "completions.failed")
 
 
 class CannotRun(Exception):
@@ -52,7 +53,10 @@ class Plan:
 
 @dataclass
 class World:
-    """What the faults act on. `servers` are not restarted by themselves, the processes of `service` are."""
+    """What the faults act on. `servers` are not restarted by themselves, the processes of `service` are.
+
+    `restarts` has a line for each of those restarts, `out` the ports that the balancer leaves alone.
+    """
 
     folder: Path
     plan: Plan
@@ -63,6 +67,7 @@ class World:
     ledger: Server
     kafka: Server
     ports: list[int]
+    restarts: list[str]
     out: set[int] = field(default_factory=set)
     load: Load = field(init=False)
 
@@ -94,6 +99,13 @@ class World:
         except (requests.RequestException, ValueError):
             return {}
 
+    def bugs(self) -> list[str]:
+        """What the service's own logs call a bug."""
+        lines = (
+            line for log in (self.folder / "service" / "logs").glob("*.log") for line in log.open(errors="replace")
+        )
+        return [line.strip() for line in lines if any(f'"{event}"' in line for event in BUG_EVENTS)]
+
     def is_ready(self, name: str, port: int | None) -> bool:
         """Whether a process serves again: a web server by its own word, the others by the word of /health."""
         if port is None:
@@ -116,30 +128,39 @@ def running(plan: Plan, latency_s: float) -> Iterator[World]:
     with ExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="router-chaos-")))
         folder.chmod(0o755)  # PostgreSQL runs as a user of its own
-        certificate = _own_certificate(folder) if plan.is_groq_untrusted else None
-        providers = {"groq": stack.enter_context(FakeProvider(certificate=certificate))}
-        providers["together"] = stack.enter_context(FakeProvider())
-        for fake in providers.values():
-            fake.set_latency(latency_s)
-        servers = stack.enter_context(Supervisor(folder / "servers", dict(os.environ)))
-        stack.callback(servers.kill)
+        servers = _supervisor(stack, folder / "servers", dict(os.environ))
         database_url = _database(plan, folder, servers, stack)
-        ledger = valkey.server(folder, free_port())
-        kafka = _kafka(plan, folder)
+        providers = _providers(plan, folder, latency_s, stack)
+        ledger, kafka = valkey.server(folder, free_port()), _kafka(plan, folder)
+        servers.start(ledger.name, ledger.command, ledger.answers, env=_clock(plan, "ledger", folder))
         env = {**_environment(providers), **ledger.env, **kafka.env, "DATABASE_URL": database_url, **plan.env}
         env["TMPDIR"] = str(folder)  # what killed processes leave behind goes with it
-        servers.start(ledger.name, ledger.command, ledger.answers, env=_clock(plan, "ledger", folder))
         if plan.has_cache_apart:
             env |= _cache(folder, servers)
-        service = stack.enter_context(
-            Supervisor(folder / "service", {**env, **_clock(plan, "service", folder)}, restart_dead=True)
-        )
-        stack.callback(service.kill)
-        world = World(folder, plan, env, servers, service, providers, ledger, kafka, [int(env["PORT"])])
+        restarts: list[str] = []
+        own_clock = _clock(plan, "service", folder)
+        service = _supervisor(stack, folder / "service", env | own_clock, restart_dead=True, say=restarts.append)
+        ports = [int(env["PORT"])]
+        world = World(folder, plan, env, servers, service, providers, ledger, kafka, ports, restarts)
         if not plan.is_kafka_late:
             world.start_kafka()
         _start(world)
         yield world
+
+
+def _supervisor(stack: ExitStack, folder: Path, env: Mapping[str, str], **how: Any) -> Supervisor:
+    """A supervisor whose processes end at once with the stack: nobody waits for them to drain."""
+    supervisor = stack.enter_context(Supervisor(folder, env, **how))
+    stack.callback(supervisor.kill)
+    return supervisor
+
+
+def _providers(plan: Plan, folder: Path, latency_s: float, stack: ExitStack) -> dict[str, FakeProvider]:
+    certificate = _own_certificate(folder) if plan.is_groq_untrusted else None
+    fakes = {"groq": FakeProvider(certificate=certificate), "together": FakeProvider()}
+    for fake in fakes.values():
+        stack.enter_context(fake).set_latency(latency_s)
+    return fakes
 
 
 def _start(world: World) -> None:
