@@ -10,11 +10,12 @@ from typing import Any
 import psutil
 import psycopg2
 
+from embedded.procfile import read_procfile
 from embedded.supervisor import Supervisor
 from tests import system_servers
-from tests.chaos.mix import Question
+from tests.chaos.mix import TIERS, Question
 from tests.chaos.world import World
-from tests.integration.stack import SERVICE, eventually
+from tests.integration.stack import eventually
 
 # What a fault does to a running world, from `with` to the end of its block. Scenarios say how long that is.
 Fault = Callable[[World], AbstractContextManager[Any]]
@@ -172,32 +173,32 @@ def late_kafka(world: World) -> Iterator[None]:
 
 
 @fault
-def jump_clock(world: World, shift: str) -> Iterator[None]:
-    """The wall clock of the processes that preload libfaketime jumps, and jumps back."""
-    clock = world.folder / "clock"
-    clock.write_text(shift)
+def jump_clock(world: World, seconds: int) -> Iterator[None]:
+    """The time of day of the processes that can jump is so far ahead, then right again."""
+    world.jump(seconds)
+    assert abs(world.skew_s() - seconds) < 30, "the clock did not jump"
     yield
-    clock.write_text("+0")
+    world.jump(0)
 
 
 @fault
 def roll(world: World) -> Iterator[None]:
-    """Every process in turn: out of the balancer, SIGTERM, drained, started again, and back."""
-    for name in SERVICE:
-        _roll_one(world, name, world.ports[0] if name == "web" else None)
-        if name == "web":
-            _roll_one(world, "web-2", world.ports[1])
-    yield
+    """Every process in turn is replaced, as an orchestrator does it.
 
-
-def _roll_one(world: World, name: str, port: int | None) -> None:
-    if port:
+    A web server leaves the balancer, drains, starts and comes back; a worker's successor starts before it drains.
+    """
+    for number, port in enumerate(world.ports, 1):
         world.out.add(port)
         time.sleep(0.5)  # requests that were just sent there arrive
-    world.service.restart(name, limit_s=60)
-    eventually(lambda: world.is_ready(name, port), 60)
-    if port:
+        world.service.restart("web" if number == 1 else f"web-{number}", limit_s=60)
+        eventually(lambda port=port: world.is_ready(port), 60)
         world.out.discard(port)
+    for tier in TIERS:
+        world.service.start(f"next-{tier}", read_procfile()[f"worker-{tier}"])
+        eventually(lambda tier=tier: world.workers(tier) == 2, 60)
+        world.service.stop(f"worker-{tier}", limit_s=60)
+    world.service.restart("recorder", limit_s=60)
+    yield
 
 
 def _take_all(world: World, held: list[Any]) -> None:

@@ -78,7 +78,7 @@ def _settle(world: World, scenario: Scenario, fault_s: float, fault_ended: float
     figures = count(
         world.load,
         books,
-        fault_s=fault_s,
+        fault_s=fault_s + scenario.clock_s,
         provider_calls=sum(fake.calls[name] for name, fake in world.providers.items()),
         uncounted=world.metrics().get("unrecorded_hits") or 0,
     )

@@ -15,6 +15,7 @@ from tests.fake_provider import Fault as ProviderFault
 class Scenario:
     """One row. `lasts` is the share of the load's time between the fault's beginning and its end; 0 = a moment.
 
+    `clock_s`: how far the clock that dates the records jumps, and so how wrong a time between two of them may be.
     `may_cut`: whether clients may meet closed connections; `may_refuse`: whether they may get a documented problem.
     `forgets_on_tansu`: the embedded broker loses its topics in it, so that the operator has to republish.
     """
@@ -25,6 +26,7 @@ class Scenario:
     lasts: float = 0.4
     needs: Plan = field(default_factory=Plan)
     latency_s: float = 0.15
+    clock_s: float = 0
     tiers: Mapping[str, int] = field(default_factory=lambda: TIERS)
     may_cut: bool = False
     may_refuse: bool = True
@@ -129,19 +131,20 @@ SCENARIOS = (
     Scenario(
         "clock-service",
         "the clock of web, workers and recorder jumps by an hour and back",
-        fault.jump_clock("+3600s"),
+        fault.jump_clock(3600),
         needs=Plan(jumping="service"),
     ),
     Scenario(
         "clock-redis",
         "the clock of Redis jumps by ten minutes and back",
-        fault.jump_clock("+600s"),
+        fault.jump_clock(600),
         needs=Plan(jumping="ledger"),
+        clock_s=600,
     ),
     Scenario("two-recorders", "two recorders, kill -9 one", fault.kill("recorder"), lasts=0, needs=Plan(recorders=2)),
     Scenario(
         "rolling-restart",
-        "SIGTERM to every process in turn, two web servers behind a balancer",
+        "every process replaced in turn, with SIGTERM",
         fault.roll(),
         lasts=0,
         needs=Plan(web_replicas=2),

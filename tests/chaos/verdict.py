@@ -150,7 +150,8 @@ def _count_jobs(figures: Figures, seen: Sequence[Seen], promises: Sequence[Promi
     figures.ended = figures.jobs - len(lost)
     wrong = [p for p in promises if p.status == "completed" and is_mixed_up(p.question, p.body.get("result"))]
     figures.mixed_up += len(wrong)
-    figures.examples += [f"lost: {job}" for job in sorted(lost)]
+    said = {row.id: s for row in books.queries for s in seen if s.request_id == row.request_id}
+    figures.examples += [f"lost: {job}, whose caller got {_said(said.get(job))}" for job in sorted(lost)]
     figures.examples += [f"mixed up: job {p.id} {p.question.text}" for p in wrong]
 
 
@@ -166,3 +167,7 @@ def _count_hanging(figures: Figures, seen: Sequence[Seen], books: Books, fault_s
             slow.add(row.request_id)
     figures.hanging += len(slow)
     figures.examples += [f"hanging: {request}" for request in sorted(slow)]
+
+
+def _said(seen: Seen | None) -> str:
+    return f"{seen.status} {seen.code or seen.cache} ({seen.request_id})" if seen else "nothing"

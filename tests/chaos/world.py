@@ -2,12 +2,16 @@
 
 import os
 import random
+import shutil
+import struct
 import subprocess
 import sys
 import tempfile
+import time
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field, replace
+from email.utils import parsedate_to_datetime
 from pathlib import Path
 from typing import Any
 
@@ -83,11 +87,18 @@ class World:
     def cache_redis(self) -> Redis:
         return Redis.from_url(self.env["CACHE_REDIS_URL"], socket_timeout=5)
 
+    def health(self) -> dict[str, Any]:
+        """The parts as GET /health names them; nothing where it does not answer."""
+        try:
+            found: dict[str, Any] = requests.get(f"{self.address()}/health", timeout=30).json()["parts"]
+        except (requests.RequestException, ValueError, KeyError):
+            return {}
+        return found
+
     def ailing(self) -> list[str]:
         """The parts that do not say that they are well; providers may be held for long and are left out."""
-        try:
-            parts: dict[str, Any] = requests.get(f"{self.address()}/health", timeout=30).json()["parts"]
-        except (requests.RequestException, ValueError, KeyError):
+        parts = self.health()
+        if not parts:
             return ["web"]
         return [name for name, part in parts.items() if name != "providers" and part["status"] not in WELL]
 
@@ -99,6 +110,18 @@ class World:
         except (requests.RequestException, ValueError):
             return {}
 
+    def jump(self, seconds: int) -> None:
+        """Set the clock that can jump so far ahead."""
+        with (self.folder / "clock").open("r+b", buffering=0) as clock:  # not truncated: it is mapped
+            clock.write(struct.pack("l", seconds))
+
+    def skew_s(self) -> float:
+        """How far ahead the clock that can jump is now, as its owner says."""
+        if self.plan.jumping == "ledger":
+            return float(self.redis.time()[0]) - time.time()
+        said = requests.get(f"{self.address()}/livez", timeout=10).headers["Date"]
+        return parsedate_to_datetime(said).timestamp() - time.time()
+
     def bugs(self) -> list[str]:
         """What the service's own logs call a bug."""
         lines = (
@@ -106,14 +129,17 @@ class World:
         )
         return [line.strip() for line in lines if any(f'"{event}"' in line for event in BUG_EVENTS)]
 
-    def is_ready(self, name: str, port: int | None) -> bool:
-        """Whether a process serves again: a web server by its own word, the others by the word of /health."""
-        if port is None:
-            return self.service.is_alive(name) and not self.ailing()
+    def is_ready(self, port: int) -> bool:
+        """Whether a web server takes requests, by its own word."""
         try:
             return requests.get(f"http://127.0.0.1:{port}/readyz", timeout=10).status_code == 200
         except requests.RequestException:
             return False
+
+    def workers(self, tier: str) -> int:
+        """How many of the tier's workers show themselves."""
+        parts = self.health()
+        return int(parts["workers"]["alive"][tier]) if parts.get("workers", {}).get("alive") else 0
 
     def start_kafka(self) -> None:
         self.kafka.start(self.servers)
@@ -176,7 +202,7 @@ def _start(world: World) -> None:
         world.service.start(f"web-{number}", commands["web"], env={"PORT": str(world.ports[-1])})
     world.wait_until_up(but={"kafka"} if world.plan.is_kafka_late else ())
     for port in world.ports:
-        eventually(lambda port=port: world.is_ready("web", port))
+        eventually(lambda port=port: world.is_ready(port))
 
 
 def _environment(providers: Mapping[str, FakeProvider]) -> dict[str, str]:
@@ -260,17 +286,14 @@ def _cache(folder: Path, servers: Supervisor) -> Mapping[str, str]:
 
 
 def _clock(plan: Plan, whose: str, folder: Path) -> Mapping[str, str]:
-    """The environment of processes whose wall clock follows the file `clock`, where the plan wants theirs to."""
+    """The environment of processes whose wall clock can jump, where the plan wants theirs to."""
     if plan.jumping != whose:
         return {}
-    library = next(Path("/usr/lib").glob("*/faketime/libfaketimeMT.so.1"), None)
-    if library is None:
-        raise CannotRun("libfaketime is not installed: tests/install_servers.sh")
-    clock = folder / "clock"
-    clock.write_text("+0")
-    return {
-        "LD_PRELOAD": str(library),
-        "FAKETIME_TIMESTAMP_FILE": str(clock),
-        "FAKETIME_CACHE_DURATION": "1",
-        "FAKETIME_DONT_FAKE_MONOTONIC": "1",
-    }
+    compiler = shutil.which("cc")
+    if compiler is None or sys.platform != "linux":
+        raise CannotRun("a clock that jumps needs Linux and a C compiler: tests/install_servers.sh")
+    library, clock = folder / "jump.so", folder / "clock"
+    source = Path(__file__).with_name("jump.c")
+    subprocess.run([compiler, "-shared", "-fPIC", "-O2", "-o", str(library), str(source)], check=True)
+    clock.write_bytes(struct.pack("l", 0))
+    return {"LD_PRELOAD": str(library), "JUMP_FILE": str(clock)}
