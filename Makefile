@@ -7,7 +7,7 @@ PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 FIND_RUNNING := set -a; if [ -f .data/env ]; then . ./.data/env; fi; set +a;
 
 .DEFAULT_GOAL := help
-.PHONY: help run test test-all chaos fuzz lint format migrate doctor events republish clean
+.PHONY: help run test test-all chaos fuzz lint format migrate key doctor events dead republish clean
 
 help: ## List these commands
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-9s %s\n", $$1, $$2 }' Makefile
@@ -43,11 +43,17 @@ migrate: $(VENV)/.installed ## Bring the database of DATABASE_URL up to date
 	@mkdir -p .data
 	@$(FIND_RUNNING) $(BIN)/python -m alembic upgrade head
 
+key: $(VENV)/.installed ## Make an API key; ARGS=list, ARGS="revoke ID", ARGS="create --help" and so on do the rest
+	@$(FIND_RUNNING) $(BIN)/python -m tasks.keys $(or $(ARGS),create)
+
 doctor: $(VENV)/.installed ## Say of each provider and model whether it can answer
 	@$(FIND_RUNNING) $(BIN)/python -m tasks.doctor
 
 events: $(VENV)/.installed ## Show the events of both Kafka topics as they come; WAIT=3 ends after 3 quiet seconds
 	@$(FIND_RUNNING) $(BIN)/python -m tasks.events $(if $(WAIT),--wait $(WAIT))
+
+dead: $(VENV)/.installed ## Dead letters: ARGS="list", "replay --code provider_unreachable", "drop ID"
+	@$(FIND_RUNNING) $(BIN)/python -m tasks.dead $(or $(ARGS),list)
 
 republish: $(VENV)/.installed ## Put all recorded events back into the outbox, for a Kafka that lost its topics
 	@$(FIND_RUNNING) $(BIN)/python -m tasks.republish

@@ -1,6 +1,7 @@
 """Settings from the environment and `.env`, read once at an entry point and passed down as a value."""
 
 import os
+import re
 import sys
 from typing import Annotated, Literal, Self
 
@@ -158,6 +159,15 @@ class Settings(BaseSettings):
                 raise ValueError("use host:port, or several with commas between")
         return ",".join(named) or None
 
+    @field_validator("cors_origins")
+    @classmethod
+    def _check_origins(cls, origins: str | None) -> str | None:
+        named = [origin.strip() for origin in origins.split(",")] if origins else []
+        for origin in named:
+            if not re.fullmatch(r"https?://[a-z0-9.-]+(:\d{1,5})?|https?://\[[0-9a-f:]+\](:\d{1,5})?", origin):
+                raise ValueError("use https://host or http://host:port as browsers send it, without a path or a *")
+        return ",".join(named) or None
+
     @model_validator(mode="after")
     def _fit_together(self) -> Self:
         if self.simple_query_max_words >= self.medium_query_max_words:
@@ -216,6 +226,11 @@ class Settings(BaseSettings):
         if self.auth == "auto":
             return self.host not in LOOPBACK
         return self.auth == "on"
+
+    @property
+    def origins(self) -> frozenset[str]:
+        """Origins whose pages may call the API."""
+        return frozenset(self.cors_origins.split(",")) if self.cors_origins else frozenset()
 
     def base_url(self, provider: str) -> str:
         url: str = getattr(self, f"{provider}_base_url")

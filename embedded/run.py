@@ -214,6 +214,7 @@ def _welcome(settings: Settings, data_dir: Path) -> str:
     address = f"http://{_visible(settings.host)}:{settings.port}"
     with suppress(ValueError):
         data_dir = data_dir.relative_to(Path.cwd())
+    key = " -H 'Authorization: Bearer <what `make key` shows>'" if settings.requires_key else ""
     return f"""
   Service     {address}/
   API         {address}/docs
@@ -222,7 +223,7 @@ def _welcome(settings: Settings, data_dir: Path) -> str:
 
   Try it, in another terminal:
 
-    curl -s {address}/api/v1/query -H 'Content-Type: application/json' \\
+    curl -s {address}/api/v1/query -H 'Content-Type: application/json'{key} \\
       -d '{{"query": "What is machine learning?"}}'
 
   Ctrl-C stops everything.

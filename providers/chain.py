@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Protocol
 
+from providers.abort import AbortSignal
 from providers.wire import Provider
 from routing.catalogue import Catalogue
 from routing.errors import (
@@ -52,10 +53,6 @@ class Outcome:
     attempts: tuple[Attempt, ...]
 
 
-def always() -> bool:
-    return True
-
-
 class Chain:
     """The providers that are configured, what is known about their models, and what the board remembers."""
 
@@ -72,10 +69,18 @@ class Chain:
         self._board = board
         self._now_ms = now_ms
 
-    def answer(self, query: Query, tier: Tier, *, deadline: float, is_wanted: Callable[[], bool] = always) -> Outcome:
+    def answer(
+        self,
+        query: Query,
+        tier: Tier,
+        *,
+        deadline: float,
+        signal: AbortSignal | None = None,
+        is_interactive: bool = True,
+    ) -> Outcome:
         """The first answer of the tier's targets; `deadline` is `time.monotonic()` seconds.
 
-        Raises NoTargets, or AllTargetsFailed with every attempt. `is_wanted` is asked before each call.
+        Raises NoTargets, or AllTargetsFailed with every attempt. `signal` is looked at before each call.
         """
         line = self._line_up(tier)
         if not line:
@@ -84,7 +89,7 @@ class Chain:
         error: ProviderError | None = None
         while True:
             target = line.popleft()
-            if not is_wanted():
+            if signal and signal.is_aborted:
                 raise AllTargetsFailed(attempts, CallAborted(target, "no longer wanted"))
             if time.monotonic() >= deadline:
                 raise AllTargetsFailed(attempts, error or TargetTimedOut(target, "no time left to call"))

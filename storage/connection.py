@@ -15,10 +15,11 @@ RedisClient: TypeAlias = Any
 
 HOT_TIMEOUT_S = 0.25
 PATIENT_TIMEOUT_S = 5.0
+SHARED = ("prelude", "line", "spend", "ending")  # Lua that is prepended to every script
 
 # What a full Redis (`noeviction`) may refuse. All other scripts run on beyond `maxmemory`, so that accepted jobs can
 # be claimed, kept, ended and recorded; the bounds of queues and streams keep that little.
-REFUSED_WHEN_FULL = frozenset({"accept"})
+REFUSED_WHEN_FULL = frozenset({"accept", "replay"})
 
 
 def hot_client(url: str) -> RedisClient:
@@ -52,10 +53,15 @@ def _client(url: str, timeout_s: float) -> RedisClient:
 
 
 def load_script(client: RedisClient, name: str) -> Script:
-    """The script `lua/<name>.lua` behind the shared prelude, ready to be called by its hash. Redis 7 or later."""
+    """The script `lua/<name>.lua` behind what all share, ready to be called by its hash. Needs Redis 7 or later."""
     flags = "" if name in REFUSED_WHEN_FULL else "#!lua flags=allow-oom\n"
-    script: Script = client.register_script(flags + _source("prelude") + _source(name))
+    script: Script = client.register_script(flags + "".join(map(_source, (*SHARED, name))))
     return script
+
+
+def server_ms(client: RedisClient) -> int:
+    seconds, micros = client.time()
+    return int(seconds * 1000 + micros // 1000)
 
 
 def stream_entries(reply: Any) -> list[tuple[bytes, dict[bytes, bytes]]]:

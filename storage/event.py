@@ -65,12 +65,14 @@ def _expand_ended(entry: Mapping[str, bytes], rows: Rows) -> None:
     tries = [{**a, "number": n} for n, a in enumerate(orjson.loads(entry["attempts"]), 1)]
     status = entry["status"].decode()
     callers = orjson.loads(entry["callers"])
+    payer, life = entry.get("payer", entry["job"]).decode(), int(entry.get("replays", 0))
     for asked in callers:
         query = _ended_query(asked, job_id, at, status, facts, tries)
-        queued_ms = int(entry["started_at"]) - asked["at"]
-        query["queued_ms"] = max(0, queued_ms)
+        if query["id"] == payer:
+            query |= _bill(facts, tries)
+        query["queued_ms"] = max(0, int(entry["started_at"]) - asked["at"])
         rows.ended.append(query)
-        rows.events.append(_event(f"query.{status}", query, job_id, at, _ended_facts(query, facts)))
+        rows.events.append(_event(f"query.{status}", query, job_id, at, _ended_facts(query, facts), life=life))
         if status == "completed":
             rows.events.append(_usage_event(query, job_id, at))
     tenant = callers[0]["caller"]["tenant"] if callers else ""
@@ -79,7 +81,29 @@ def _expand_ended(entry: Mapping[str, bytes], rows: Rows) -> None:
         rows.events.append(_attempt_event(attempt, job_id, tenant, at))
 
 
-_EXPANDERS = {"accepted": _expand_accepted, "hit": _expand_hit, "ended": _expand_ended}
+def _expand_left(entry: Mapping[str, bytes], rows: Rows) -> None:
+    """A caller that cancelled while the job went on for others."""
+    asked, job_id, at = orjson.loads(entry["caller"]), entry["job"].decode(), _time(entry["at"])
+    query = _ended_query(asked, job_id, at, "cancelled", {"error_code": "cancelled"}, [])
+    rows.ended.append(query)
+    rows.events.append(_event("query.cancelled", query, job_id, at, _ended_facts(query, {"error_code": "cancelled"})))
+
+
+def _expand_replayed(entry: Mapping[str, bytes], rows: Rows) -> None:
+    job_id, at, life = entry["job"].decode(), _time(entry["at"]), int(entry["replays"])
+    tenant = entry["tenant"].decode()
+    facts = {"job_id": job_id, "tenant": tenant, "tier": entry["tier"].decode(), "replays": life}
+    event = _envelope(f"{job_id}.replayed.{life}", "query.replayed", ANALYTICS_TOPIC, job_id, at, facts)
+    rows.events.append(event)
+
+
+_EXPANDERS = {
+    "accepted": _expand_accepted,
+    "hit": _expand_hit,
+    "ended": _expand_ended,
+    "left": _expand_left,
+    "replayed": _expand_replayed,
+}
 
 
 def _query(caller: Row, job_id: str, at: datetime) -> Row:
@@ -107,7 +131,9 @@ def _query(caller: Row, job_id: str, at: datetime) -> Row:
         "attempts": 0,
         "error_code": None,
         "is_degraded": caller.get("degraded", False),
+        "api_key": caller.get("key") or None,
         "query_text": caller.get("text"),
+        "answer_text": None,
         "created_at": at,
         "ended_at": None,
     }
@@ -120,12 +146,14 @@ def _ended_query(asked: Row, job_id: str, at: datetime, status: str, facts: Row,
     query |= {"latency_ms": latency_ms, "latency_bucket": bucket_of(latency_ms)}
     query |= {k: facts.get(k) for k in ("provider", "model", "provider_ms")}
     query["baseline_usd"] = facts.get("baseline_usd", 0.0)
-    # The answer is paid for once: by the query whose job it was. Those who joined it pay nothing.
-    if query["cache"] != "COALESCED":
-        usage = facts.get("usage") or {}
-        query["cost_usd"] = facts.get("cost_usd", 0.0)
-        query |= {k: usage.get(k) for k in ("prompt_tokens", "completion_tokens")}
     return query
+
+
+def _bill(facts: Row, tries: list[Row]) -> Row:
+    """What a job took, failed calls included. It is paid for once, by one of its callers; the others pay nothing."""
+    usage = facts.get("usage") or {}
+    spent = sum(attempt.get("cost_usd", 0.0) for attempt in tries)
+    return {"cost_usd": spent, **{k: usage.get(k) for k in ("prompt_tokens", "completion_tokens")}}
 
 
 def _ended_facts(query: Row, facts: Row) -> Row:
@@ -160,7 +188,10 @@ def _usage_event(query: Row, job_id: str, at: datetime) -> Row:
     return _event("usage.recorded", query, job_id, at, facts, topic=USAGE_TOPIC)
 
 
-def _event(kind: str, query: Row, job_id: str, at: datetime, facts: Row, topic: str = ANALYTICS_TOPIC) -> Row:
+def _event(
+    kind: str, query: Row, job_id: str, at: datetime, facts: Row, *, topic: str = ANALYTICS_TOPIC, life: int = 0
+) -> Row:
+    """`life` counts the replays of a dead letter: each may end in its own way."""
     who = {
         "query_id": query["id"],
         "job_id": job_id,
@@ -168,7 +199,8 @@ def _event(kind: str, query: Row, job_id: str, at: datetime, facts: Row, topic: 
         "request_id": query["request_id"],
     }
     text = {"query_text": query["query_text"]} if query["query_text"] is not None else {}
-    return _envelope(f"{query['id']}.{kind.split('.')[1]}", kind, topic, job_id, at, who | facts | text)
+    name = f"{query['id']}.{kind.split('.')[1]}" + (f".{life}" if life else "")
+    return _envelope(name, kind, topic, job_id, at, who | facts | text)
 
 
 def _attempt_event(attempt: Row, job_id: str, tenant: str, at: datetime) -> Row:
@@ -189,6 +221,7 @@ def _envelope(event_id: str, kind: str, topic: str, key: str, at: datetime, fact
         "type": kind,
         "topic": topic,
         "key": key,
+        "tenant": facts.get("tenant"),
         "payload": head | facts,
         "occurred_at": at,
         "published_at": None,
@@ -210,6 +243,8 @@ def _attempt(attempt: Row, job_id: str, tenant: str, tier: str) -> Row:
         "prompt_tokens": usage.get("prompt_tokens"),
         "completion_tokens": usage.get("completion_tokens"),
         "cost_usd": attempt.get("cost_usd", 0.0),
+        "possible_cost_usd": attempt.get("possible_cost_usd", 0.0),
+        "billing": attempt.get("billing"),
         "latency_ms": attempt.get("latency_ms"),
         "started_at": _time(attempt["started_at"]),
     }

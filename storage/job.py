@@ -3,6 +3,8 @@
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from storage.quota import Quota
+
 INTERACTIVE, BATCH = 0, 9  # Celery's priorities on Redis: 0 is served first
 PRIORITIES = {"interactive": INTERACTIVE, "batch": BATCH}
 
@@ -11,9 +13,13 @@ OPEN_STATUSES = ("queued", "running")
 
 @dataclass(frozen=True, slots=True)
 class Draft:
-    """A query about to become a job. `payload` is what the worker needs, `caller` what the record needs; both JSON."""
+    """A query about to become a job. `payload` is what the worker needs, `caller` what the record needs; both JSON.
+
+    `deadline_ms` and `start_by_ms` count from now: the job is given up when it has not ended, not begun by then.
+    """
 
     id: str
+    tenant: str
     tier: str
     priority: int
     fingerprint: str
@@ -21,21 +27,28 @@ class Draft:
     deadline_ms: int
     payload: bytes
     caller: bytes
+    start_by_ms: int | None = None
+    quota: Quota | None = None
+
+
+Refusal = Literal["full", "tenant_full", "crowded", "backlog", "open_jobs", "tokens_day", "budget_day", "budget_month"]
 
 
 @dataclass(frozen=True, slots=True)
 class Acceptance:
-    """What became of a draft. `answer` for a hit, `job_id` for leader and follower, `depth` where refused."""
+    """What became of a draft. `answer` for a hit, `job_id` for leader and follower, `number` where refused: how many
+    there are already, or for a key's limits how many ms to wait.
+    """
 
-    kind: Literal["leader", "follower", "hit", "full", "backlog"]
+    kind: Literal["leader", "follower", "hit"] | Refusal
     job_id: str | None = None
     answer: bytes | None = None
-    depth: int | None = None
+    number: int = 0
 
 
 @dataclass(frozen=True, slots=True)
 class Claim:
-    """One run of a job, held under `token` until its lease ends. `remaining_ms` may be negative: then it is late."""
+    """One run of a job, held under `token` until its lease ends. `remaining_ms` of 0 or less: it is too late."""
 
     job_id: str
     token: str
@@ -50,7 +63,7 @@ class Claim:
 class Verdict:
     """What the reaper found out about one due job (`lua/reap.lua` lists the kinds)."""
 
-    kind: Literal["gone", "early", "ring", "expired", "dead"]
+    kind: Literal["gone", "early", "ring", "expired", "dead", "cancelled"]
     job_id: str
     tier: str = ""
     priority: int = INTERACTIVE
@@ -61,7 +74,8 @@ class Verdict:
 class Job:
     """A job as its caller may see it. Times are Unix ms of the Redis server.
 
-    `leader` is the job that answers in this one's place, where the query joined one that was in flight.
+    `leader` is the job that answers in this one's place, where the query joined one that was in flight; `payer` the
+    query whose account the answer goes on. A `cancelled` job that goes on for others shows no more than that.
     """
 
     id: str
@@ -77,6 +91,10 @@ class Job:
     answer: bytes | None
     error: dict[str, Any] | None
     attempts: list[dict[str, Any]]
+    priority: int = INTERACTIVE
+    payer: str | None = None
+    replays: int = 0
+    is_cancelling: bool = False
 
     @property
     def is_open(self) -> bool:

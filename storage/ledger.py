@@ -1,23 +1,31 @@
 """The job ledger in Redis: the truth about every accepted query. Each transition is one Lua script."""
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import orjson
 
 from storage.answer import answer_key
-from storage.connection import RedisClient, load_script
+from storage.connection import RedisClient, load_script, server_ms
 from storage.job import Acceptance, Claim, Draft, Job, Verdict
-
-PREFIX = "aqr:"
-DUE, USAGE, DONE = PREFIX + "due", PREFIX + "usage", PREFIX + "done"
-UNRECORDED_HITS = PREFIX + "unrecorded_hits"
+from storage.name import (
+    CANCELLED,
+    DEAD,
+    DONE,
+    DUE,
+    PREFIX,
+    UNRECORDED_HITS,
+    USAGE,
+    attempts_key,
+    callers_key,
+    flight_key,
+    job_key,
+)
+from storage.quota import nano
 
 FLIGHT_GRACE_MS = 2_000  # how long a finished job still answers queries that missed the cache just before
 FLIGHT_MARGIN_MS = 30_000  # over the deadline: the flight must not end before its job
-BATCH_RANK_OFFSET_MS = 10**12  # batch jobs count after every interactive one in queue positions
-DRAIN_WINDOW = 64  # ends that `finish.lua` keeps to measure how fast a tier drains
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,16 +33,25 @@ class LedgerLimits:
     """Bounds and periods; durations in ms."""
 
     max_queue_depth: int
+    max_tenant_queue_depth: int
+    max_callers_per_job: int
     max_unrecorded_events: int
+    max_completion_entries: int
     max_runs: int
+    max_dead_letters: int
     lease_ms: int
     republish_ms: int
     keep_ms: int
+    keep_dead_ms: int
+    batch_share: float
 
 
 @dataclass(frozen=True, slots=True)
 class Ending:
-    """How a run ended. `facts` is what the record needs; `cache` is (fingerprint, ttl in ms) to store the answer."""
+    """How a run ended. `facts` is what the record needs; `cache` is (fingerprint, ttl in ms) to store the answer.
+
+    `charge_usd` and `charge_tokens` go on the payer's account; a dead letter is kept to be replayed.
+    """
 
     status: str
     facts: dict[str, Any]
@@ -42,10 +59,13 @@ class Ending:
     answer: bytes = b""
     error: dict[str, Any] | None = None
     cache: tuple[str, int] | None = None
+    charge_usd: float = 0.0
+    charge_tokens: int = 0
+    is_dead_letter: bool = False
 
 
 class Ledger:
-    """All transitions of a job: accept → claim → (renew …) → finish, and reap where a worker died.
+    """All transitions of a job: accept → claim → (renew …) → finish; cancel; and reap where a worker died.
 
     `holds_cache` says that answers live on the ledger's own server. `now_ms` replaces that server's clock in tests.
     Redis errors pass through to the caller.
@@ -63,16 +83,37 @@ class Ledger:
         self.limits = limits
         self._holds_cache = holds_cache
         self._now_ms = now_ms
-        names = ("find", "record_hit", "accept", "withdraw", "claim", "renew", "finish", "reap")
+        names = (
+            "find",
+            "count_request",
+            "record_hit",
+            "accept",
+            "withdraw",
+            "claim",
+            "renew",
+            "finish",
+            "cancel",
+            "reap",
+            "replay",
+        )
         self._scripts = {name: load_script(client, name) for name in names}
 
-    def find(self, fingerprint: str, caller: bytes) -> bytes | None:
-        """The cached answer, its use recorded in the same round trip; only where cache and ledger share a server."""
-        found: bytes | None = self._scripts["find"](
+    def find(self, fingerprint: str, caller: bytes, rate: tuple[str, int] | None = None) -> bytes | int | None:
+        """The cached answer, its use recorded in the same round trip; only where cache and ledger share a server.
+
+        `rate` is the API key's id and its requests per minute, where it has a limit: over that, the ms to wait.
+        """
+        kind, *rest = self._scripts["find"](
             keys=[answer_key(fingerprint), USAGE, UNRECORDED_HITS],
-            args=[caller, self.limits.max_unrecorded_events],
+            args=[self._clock(), caller, self.limits.max_unrecorded_events, *(rate or ("", ""))],
         )
+        found: bytes | int | None = rest[0] if kind != b"miss" else None
         return found
+
+    def count_request(self, rate: tuple[str, int]) -> int | None:
+        """Count a request that looks no answer up; ms to wait where the key has had its requests of the minute."""
+        wait: int | None = self._scripts["count_request"](keys=[], args=[self._clock(), *rate])
+        return wait
 
     def record_hit(self, caller: bytes, answer: bytes) -> None:
         """Record the use of an answer that came from a cache of its own."""
@@ -86,47 +127,54 @@ class Ledger:
 
     def accept(self, draft: Draft) -> Acceptance:
         """Enter a query: as leader of a new job, follower of the same query in flight, hit, or refused."""
-        flight = PREFIX + "flight:" + draft.fingerprint
-        fields = {"tier": draft.tier} | ({"flight": flight} if draft.coalesce else {})
+        limits, flight = self.limits, flight_key(draft.tenant, draft.fingerprint)
+        bounds = {
+            "queue": limits.max_queue_depth,
+            "tenant_queue": limits.max_tenant_queue_depth,
+            "callers": limits.max_callers_per_job,
+            "usage": limits.max_unrecorded_events,
+        }
         kind, value = self._scripts["accept"](
-            keys=[_job(draft.id), _callers(draft.id), flight, _queued(draft.tier), DUE, USAGE, UNRECORDED_HITS],
+            keys=[job_key(draft.id), callers_key(draft.id), flight, DUE, USAGE, UNRECORDED_HITS],
             args=[
                 self._clock(),
                 draft.id,
                 int(draft.coalesce),
-                self.limits.max_queue_depth,
-                self.limits.max_unrecorded_events,
+                orjson.dumps(bounds),
                 draft.deadline_ms + FLIGHT_MARGIN_MS,
-                self.limits.republish_ms,
+                limits.republish_ms,
                 draft.deadline_ms,
-                self.limits.keep_ms,
-                BATCH_RANK_OFFSET_MS if draft.priority else 0,
+                "" if draft.start_by_ms is None else draft.start_by_ms,
+                limits.keep_ms,
                 draft.caller,
+                draft.tenant,
+                draft.quota.encode() if draft.quota else b"",
                 draft.payload,
                 draft.priority,
-                *(part for pair in fields.items() for part in pair),
+                draft.tier,
             ],
         )
         return _acceptance(kind.decode(), value)
 
     def withdraw(self, job_id: str) -> bool:
         """Undo an accept, also one that may not have arrived; False where the job runs, or others have joined it."""
-        return bool(self._scripts["withdraw"](keys=[_job(job_id), _callers(job_id), DUE], args=[job_id]))
+        return bool(self._scripts["withdraw"](keys=[job_key(job_id), callers_key(job_id), DUE], args=[job_id]))
 
-    def claim(self, job_id: str, token: str, worker: str) -> Claim | str:
-        """Take the job for one run, or the reason why not: `missing`, `running` or an ended status."""
-        first, *rest = self._scripts["claim"](
-            keys=[_job(job_id), DUE], args=[self._clock(), job_id, token, self.limits.lease_ms, worker]
+    def claim(self, tier: str, token: str, worker: str) -> Claim | None:
+        """Take the job whose turn it is in the tier for one run; None where nobody waits."""
+        found = self._scripts["claim"](
+            keys=[DUE, PREFIX + "claimed:" + token],
+            args=[self._clock(), tier, token, self.limits.lease_ms, worker, self.limits.batch_share],
         )
-        if first != b"claimed":
-            return str(first.decode())
-        run, remaining, tier, payload, created = rest
-        return Claim(job_id, token, run, remaining, tier.decode(), orjson.loads(payload), int(created))
+        if not found:
+            return None
+        job_id, run, remaining, payload, created = found
+        return Claim(job_id.decode(), token, run, remaining, tier, orjson.loads(payload), int(created))
 
     def renew(self, job_id: str, token: str) -> bool:
-        """Extend the lease; False where the job is no longer the token's and its work is in vain."""
+        """Extend the lease; False where the work is in vain: the job is no longer the token's, or was cancelled."""
         args = [self._clock(), job_id, token, self.limits.lease_ms]
-        return bool(self._scripts["renew"](keys=[_job(job_id), DUE], args=args))
+        return bool(self._scripts["renew"](keys=[job_key(job_id), DUE], args=args))
 
     def finish(self, job_id: str, token: str, ending: Ending) -> bool:
         """End the job for good; False where another run took it over, whose result then stands."""
@@ -134,7 +182,7 @@ class Ledger:
         if ending.cache and self._holds_cache:
             key, ttl_ms = answer_key(ending.cache[0]), ending.cache[1]
         ended = self._scripts["finish"](
-            keys=[_job(job_id), _callers(job_id), _attempts(job_id), DUE, USAGE, DONE],
+            keys=self._ending_keys(job_id),
             args=[
                 self._clock(),
                 job_id,
@@ -147,21 +195,49 @@ class Ledger:
                 key,
                 ttl_ms,
                 FLIGHT_GRACE_MS if ending.cache else 0,
+                self.limits.max_completion_entries,
+                nano(ending.charge_usd),
+                ending.charge_tokens,
+                int(ending.is_dead_letter),
+                self.limits.max_dead_letters,
+                self.limits.keep_dead_ms,
                 *(orjson.dumps(attempt) for attempt in ending.attempts),
             ],
         )
         return bool(ended)
 
+    def cancel(self, job: Job, facts: dict[str, Any]) -> str:
+        """Take one caller's interest in its answer back; the job ends with its last caller.
+
+        `facts` is what the record needs. Returns `cancelled`, `cancelling` (its call is being aborted), `missing`, or
+        the status it had ended with before.
+        """
+        leader = job.leader or job.id
+        args = [self._clock(), job.id, leader, orjson.dumps(facts), self.limits.keep_ms]
+        said: bytes = self._scripts["cancel"](
+            keys=[job_key(job.id), *self._ending_keys(leader), CANCELLED],
+            args=[*args, self.limits.max_completion_entries],
+        )
+        return said.decode()
+
+    def replay(self, job_id: str, deadline_ms: int) -> tuple[str, int] | None:
+        """Queue a dead letter again, with a new deadline; its tier and priority, or None where it is none."""
+        found = self._scripts["replay"](
+            keys=[job_key(job_id), callers_key(job_id), attempts_key(job_id), DUE, USAGE, DEAD],
+            args=[self._clock(), job_id, deadline_ms, self.limits.republish_ms],
+        )
+        return (found[0].decode(), found[1]) if found else None
+
     def reap(self, token: str, *, at_most: int = 200) -> list[Verdict]:
         """Look after the jobs that are due now; `lua/reap.lua` says how."""
-        now = self._now_ms() if self._now_ms else _server_ms(self.client)
+        now = self._now_ms() if self._now_ms else server_ms(self.client)
         due = self.client.zrangebyscore(DUE, "-inf", now, start=0, num=at_most)
         return [self._reap_one(job_id.decode(), token) for job_id in due]
 
     def _reap_one(self, job_id: str, token: str) -> Verdict:
         limits = self.limits
         kind, *rest = self._scripts["reap"](
-            keys=[_job(job_id), _attempts(job_id), DUE],
+            keys=[job_key(job_id), attempts_key(job_id), DUE],
             args=[self._clock(), job_id, token, limits.lease_ms, limits.republish_ms, limits.max_runs],
         )
         if not rest:
@@ -171,60 +247,23 @@ class Ledger:
 
     def job(self, job_id: str) -> Job | None:
         """The job, or for a follower's id the job it joined, under the id asked for; None where unknown."""
-        fields = self.client.hgetall(_job(job_id))
+        fields = self.client.hgetall(job_key(job_id))
         leader = fields.pop(b"alias", None)
         if leader:
-            fields = {**self.client.hgetall(_job(leader.decode())), **fields}
+            leaders = self.client.hgetall(job_key(leader.decode()))
+            leaders.pop(b"left_at", None)  # that the first caller has left is its own affair
+            fields = {**leaders, **fields}
         if b"status" not in fields:
             return None
-        attempts = self.client.lrange(_attempts(leader.decode() if leader else job_id), 0, -1)
+        attempts = self.client.lrange(attempts_key(leader.decode() if leader else job_id), 0, -1)
         return _job_view(job_id, leader.decode() if leader else None, fields, attempts)
 
-    def position(self, job: Job) -> int | None:
-        """Place in its tier's queue, 1 = next; None where it is not queued."""
-        rank = self.client.zrank(_queued(job.tier), job.leader or job.id)
-        return None if rank is None else rank + 1
-
-    def depths(self, tiers: Iterable[str]) -> dict[str, dict[str, int]]:
-        """Jobs queued and running per tier."""
-        names = list(tiers)
-        with self.client.pipeline(transaction=False) as pipe:
-            for tier in names:
-                pipe.zcard(_queued(tier)).zcard(PREFIX + "running:" + tier)
-            counts = pipe.execute()
-        return {t: {"queued": counts[2 * i], "running": counts[2 * i + 1]} for i, t in enumerate(names)}
-
-    def drain_rate(self, tier: str) -> float | None:
-        """Jobs a second that the tier lately ended; None where too few have ended to tell."""
-        ends = self.client.lrange(PREFIX + "drain:" + tier, 0, DRAIN_WINDOW - 1)
-        if len(ends) < 2:
-            return None
-        elapsed_ms = _server_ms(self.client) - int(ends[-1])
-        return len(ends) * 1000 / max(elapsed_ms, 1)
+    @staticmethod
+    def _ending_keys(job_id: str) -> list[str]:
+        return [job_key(job_id), callers_key(job_id), attempts_key(job_id), DUE, USAGE, DONE, DEAD]
 
     def _clock(self) -> int | str:
         return self._now_ms() if self._now_ms else ""
-
-
-def _job(job_id: str) -> str:
-    return PREFIX + "job:" + job_id
-
-
-def _callers(job_id: str) -> str:
-    return PREFIX + "callers:" + job_id
-
-
-def _attempts(job_id: str) -> str:
-    return PREFIX + "attempts:" + job_id
-
-
-def _queued(tier: str) -> str:
-    return PREFIX + "queued:" + tier
-
-
-def _server_ms(client: RedisClient) -> int:
-    seconds, micros = client.time()
-    return int(seconds * 1000 + micros // 1000)
 
 
 def _acceptance(kind: Any, value: bytes) -> Acceptance:
@@ -232,7 +271,7 @@ def _acceptance(kind: Any, value: bytes) -> Acceptance:
         return Acceptance(kind, answer=value)
     if kind in ("leader", "follower"):
         return Acceptance(kind, job_id=value.decode())
-    return Acceptance(kind, depth=int(value))
+    return Acceptance(kind, number=int(value))
 
 
 def _job_view(job_id: str, leader: str | None, fields: dict[bytes, bytes], attempts: list[bytes]) -> Job:
@@ -241,7 +280,7 @@ def _job_view(job_id: str, leader: str | None, fields: dict[bytes, bytes], attem
     return Job(
         id=job_id,
         leader=leader,
-        status=fields[b"status"].decode(),
+        status="cancelled" if b"left_at" in fields else fields[b"status"].decode(),
         tier=fields[b"tier"].decode(),
         tenant=payload["tenant"],
         created_at=int(fields[b"created_at"]),
@@ -252,4 +291,8 @@ def _job_view(job_id: str, leader: str | None, fields: dict[bytes, bytes], attem
         answer=fields.get(b"answer") or None,
         error=orjson.loads(error) if error else None,
         attempts=[{**orjson.loads(a), "number": n} for n, a in enumerate(attempts, 1)],
+        priority=int(fields.get(b"priority", 0)),
+        payer=fields[b"payer"].decode() if b"payer" in fields else None,
+        replays=int(fields.get(b"replays", 0)),
+        is_cancelling=b"cancel_at" in fields,
     )

@@ -5,29 +5,41 @@ from collections.abc import Iterable
 from datetime import datetime
 from typing import Any
 
-from sqlalchemy import Connection, Row, func, select
+from sqlalchemy import Column, ColumnElement, Connection, Row, Table, func, select
 
 from storage.histogram import percentile
 from storage.record import count_unpublished
 from storage.table import attempts, queries
 
+Scope = tuple[ColumnElement[bool], ...]
 SHARES = {"p50": 0.50, "p95": 0.95, "p99": 0.99}
 
 
-def measure(connection: Connection, since: datetime) -> dict[str, Any]:
-    """Everything the database knows of the queries accepted since then. Money in USD, latencies in ms."""
-    totals = _totals(connection, since)
+def measure(connection: Connection, since: datetime, tenant: str | None = None) -> dict[str, Any]:
+    """Everything the database knows of the queries accepted since then, of one tenant or of all.
+
+    Money in USD, latencies in ms. The outbox is everybody's, so one tenant is told nothing of it.
+    """
+    queried, tried = (
+        _scope(queries, queries.c.created_at, since, tenant),
+        _scope(attempts, attempts.c.started_at, since, tenant),
+    )
+    totals = _totals(connection, queried)
     return {
         "queries": _by_status(totals),
         "cache": _cache(totals),
-        "tiers": _tiers(totals, _latencies(connection, since)),
-        "providers": _providers(connection, since),
+        "tiers": _tiers(totals, _latencies(connection, queried)),
+        "providers": _providers(connection, tried),
         "cost": _cost(totals),
-        "unpublished_events": count_unpublished(connection),
+        "unpublished_events": count_unpublished(connection) if tenant is None else None,
     }
 
 
-def _totals(connection: Connection, since: datetime) -> list[Row[Any]]:
+def _scope(table: Table, moment: Column[datetime], since: datetime, tenant: str | None) -> Scope:
+    return (moment >= since,) if tenant is None else (table.c.tenant == tenant, moment >= since)
+
+
+def _totals(connection: Connection, scope: Scope) -> list[Row[Any]]:
     q = queries.c
     grouped = select(
         q.tier,
@@ -39,7 +51,7 @@ def _totals(connection: Connection, since: datetime) -> list[Row[Any]]:
         func.coalesce(func.sum(q.prompt_tokens), 0).label("prompt"),
         func.coalesce(func.sum(q.completion_tokens), 0).label("completion"),
     )
-    return list(connection.execute(grouped.where(q.created_at >= since).group_by(q.tier, q.cache, q.status)))
+    return list(connection.execute(grouped.where(*scope).group_by(q.tier, q.cache, q.status)))
 
 
 def _by_status(totals: Iterable[Row[Any]]) -> dict[str, int]:
@@ -81,10 +93,10 @@ def _tier(rows: list[Row[Any]], latencies: dict[int, int]) -> dict[str, Any]:
     }
 
 
-def _latencies(connection: Connection, since: datetime) -> dict[str, dict[int, int]]:
+def _latencies(connection: Connection, scope: Scope) -> dict[str, dict[int, int]]:
     """Per tier, how many answers that were not hits fell into each bucket."""
     q = queries.c
-    answered = (q.created_at >= since, q.status == "completed", q.latency_bucket.is_not(None))
+    answered = (*scope, q.status == "completed", q.latency_bucket.is_not(None))
     grouped = select(q.tier, q.latency_bucket, func.count()).where(*answered).group_by(q.tier, q.latency_bucket)
     found: dict[str, dict[int, int]] = defaultdict(dict)
     for tier, bucket, count in connection.execute(grouped):
@@ -92,7 +104,7 @@ def _latencies(connection: Connection, since: datetime) -> dict[str, dict[int, i
     return found
 
 
-def _providers(connection: Connection, since: datetime) -> dict[str, Any]:
+def _providers(connection: Connection, scope: Scope) -> dict[str, Any]:
     a = attempts.c
     grouped = select(
         a.provider,
@@ -100,7 +112,7 @@ def _providers(connection: Connection, since: datetime) -> dict[str, Any]:
         func.count().label("n"),
         func.sum(a.cost_usd).label("cost"),
         func.avg(a.latency_ms),
-    ).where(a.started_at >= since, a.provider.is_not(None))
+    ).where(*scope, a.provider.is_not(None))
     found: dict[str, Any] = {}
     for provider, outcome, count, cost, mean_ms in connection.execute(grouped.group_by(a.provider, a.outcome)):
         entry = found.setdefault(provider, {"attempts": 0, "outcomes": {}, "cost_usd": 0.0, "mean_latency_ms": None})

@@ -6,7 +6,7 @@ from typing import Any
 import orjson
 
 from storage.connection import RedisClient, load_script
-from storage.ledger import PREFIX
+from storage.name import PREFIX
 
 PRESENCE_TTL_MS = 15_000
 _WORST_FIRST = ("down", "starting", "ok", "standby", "off")

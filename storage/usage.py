@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from redis.exceptions import ResponseError
 
 from storage.connection import RedisClient, stream_entries
-from storage.ledger import USAGE
+from storage.name import USAGE
 
 GROUP = "recorder"
 POISON = "aqr:usage:poison"

@@ -11,14 +11,16 @@ from redis import RedisError
 
 from clock import now_ms
 from logs import log_context
+from providers.abort import AbortSignal
 from providers.chain import Chain, Outcome
 from routing.catalogue import Catalogue
-from routing.errors import AllTargetsFailed, NoTargets, RouterError
+from routing.errors import RouterError
 from routing.query import Query
 from routing.tier import Tier
 from storage.answer import Answer, AnswerCache
 from storage.job import Claim
 from storage.ledger import Ending, Ledger
+from tasks.ending import charges, failed_ending, late_ending
 
 log = logging.getLogger(__name__)
 
@@ -29,16 +31,14 @@ BASELINE_TIER = "complex"  # savings are measured against sending every query to
 class Leases(Protocol):
     """Keeps claims alive while their work goes on."""
 
-    def hold(self, claim: Claim) -> None: ...
+    def hold(self, claim: Claim) -> AbortSignal: ...
 
     def drop(self, claim: Claim) -> None: ...
-
-    def is_held(self, claim: Claim) -> bool: ...
 
 
 @dataclass(frozen=True, slots=True)
 class Answerer:
-    """Answers jobs by id. `cache` is the answers' Redis where that is not the ledger's own.
+    """Answers the jobs of a tier, whose turn it is. `cache` is the answers' Redis where that is not the ledger's own.
 
     `now_ms` is Unix time in ms, `sleep` waits between tries to finish while Redis is away.
     """
@@ -53,31 +53,30 @@ class Answerer:
     now_ms: Callable[[], int] = now_ms
     sleep: Callable[[float], None] = time.sleep
 
-    def answer(self, job_id: str) -> str:
-        """Run one job; returns how it ended, or why it was left alone. Safe to call twice for the same job."""
-        claim = self.ledger.claim(job_id, uuid4().hex, self.worker)
-        if isinstance(claim, str):
-            log.info("job.skipped", extra={"job_id": job_id, "status": claim})
-            return claim
-        self.leases.hold(claim)
+    def answer(self, tier: str) -> str:
+        """Run the tier's next job; returns its id and how it ended, or `none` where nobody waits."""
+        claim = self.ledger.claim(tier, uuid4().hex, self.worker)
+        if claim is None:
+            return "none"
+        signal = self.leases.hold(claim)
         try:
-            with log_context(job_id=job_id, request_id=claim.payload["request_id"], tier=claim.tier):
-                ending = self.run(claim)
-                return self._finish(claim, ending)
+            with log_context(job_id=claim.job_id, request_id=claim.payload["request_id"], tier=tier):
+                return f"{claim.job_id} {self._finish(claim, self.run(claim, signal))}"
         finally:
             self.leases.drop(claim)
 
-    def run(self, claim: Claim) -> Ending:
+    def run(self, claim: Claim, signal: AbortSignal) -> Ending:
         """Walk the targets for a claimed job. No lock, session or script is held meanwhile."""
+        routing = claim.payload["routing"]
         if claim.remaining_ms <= 0:
-            return late_ending(claim.tier, claim.payload["routing"])
+            return late_ending(claim.tier, routing)
         query, tier = Query(**claim.payload["query"]), self.tiers[claim.tier]
         deadline = time.monotonic() + claim.remaining_ms / 1000
-        wanted = lambda: self.leases.is_held(claim)  # noqa: E731
+        is_interactive = claim.payload["priority"] == "interactive"
         try:
-            outcome = self.chain.answer(query, tier, deadline=deadline, is_wanted=wanted)
+            outcome = self.chain.answer(query, tier, deadline=deadline, signal=signal, is_interactive=is_interactive)
         except RouterError as error:
-            return _failed(error, tier.name, claim.payload["routing"])
+            return failed_ending(error, tier.name, routing)
         return self._completed(outcome, tier, claim.payload)
 
     def _completed(self, outcome: Outcome, tier: Tier, payload: dict[str, Any]) -> Ending:
@@ -86,7 +85,7 @@ class Answerer:
             completion,
             tier=tier.name,
             target=outcome.target,
-            cost_usd=self.catalogue.cost_usd(outcome.target, completion.usage, tier),
+            cost_usd=sum(attempt.cost_usd for attempt in outcome.attempts),
             baseline_usd=self._baseline_usd(outcome),
             score=routing["score"],
             words=routing["words"],
@@ -101,6 +100,7 @@ class Answerer:
             facts={**answer.facts, "provider_ms": provider_ms},
             attempts=attempts,
             cache=_cache_entry(outcome, tier, payload["cache"]),
+            **charges(attempts),
         )
 
     def _baseline_usd(self, outcome: Outcome) -> float:
@@ -141,47 +141,3 @@ def _cache_entry(outcome: Outcome, tier: Tier, cache: Mapping[str, Any] | None) 
     finish = outcome.completion.finish_reason
     is_best = finish == "stop" or (finish == "length" and outcome.target == tier.targets[0])
     return (cache["fingerprint"], cache["ttl_ms"]) if cache and is_best else None
-
-
-def late_ending(tier: str, routing: Mapping[str, Any]) -> Ending:
-    """The ending of a job whose deadline passed before any worker could take it."""
-    detail = "The deadline passed before the query could be answered. Allow more time, or add workers for this tier."
-    return _ending("expired", "expired", detail, tier, routing)
-
-
-def dead_ending(tier: str, runs: int, routing: Mapping[str, Any]) -> Ending:
-    """The ending of a job that took its worker down, or lost it, every time."""
-    detail = f"The worker was lost {runs} times while it ran this query, so it is not tried again."
-    return _ending("dead", "dead", detail, tier, routing)
-
-
-def _failed(error: RouterError, tier: str, routing: Mapping[str, Any]) -> Ending:
-    tries = [a.as_dict() for a in error.attempts] if isinstance(error, AllTargetsFailed) else []
-    code, retry_after = error.code, None
-    if isinstance(error, AllTargetsFailed):
-        code, retry_after = f"provider_{error.last.code}", error.last.retry_after
-    if isinstance(error, NoTargets):
-        log.error("job.no_provider")
-    return _ending("failed", code, str(error), tier, routing, attempts=tries, retry_after=retry_after)
-
-
-def _ending(
-    status: str,
-    code: str,
-    detail: str,
-    tier: str,
-    routing: Mapping[str, Any],
-    *,
-    attempts: list[dict[str, Any]] | None = None,
-    retry_after: float | None = None,
-) -> Ending:
-    tries = attempts or []
-    facts = {
-        "tier": tier,
-        "score": routing["score"],
-        "words": routing["words"],
-        "error_code": code,
-        "provider_ms": sum(attempt["latency_ms"] for attempt in tries) if tries else None,
-    }
-    error = {"code": code, "detail": detail, "retry_after": retry_after}
-    return Ending(status=status, facts=facts, attempts=tries, error=error)

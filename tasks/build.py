@@ -22,11 +22,17 @@ def build_ledger(settings: Settings, client: RedisClient) -> Ledger:
         client,
         LedgerLimits(
             max_queue_depth=settings.max_queue_depth,
+            max_tenant_queue_depth=settings.max_tenant_queue_depth,
+            max_callers_per_job=settings.max_callers_per_job,
             max_unrecorded_events=settings.max_unrecorded_events,
+            max_completion_entries=settings.max_completion_entries,
             max_runs=settings.max_job_runs,
+            max_dead_letters=settings.max_dead_letters,
             lease_ms=_ms(settings.lease_seconds),
             republish_ms=_ms(settings.republish_seconds),
             keep_ms=_ms(settings.job_ttl_seconds),
+            keep_dead_ms=_ms(settings.dead_letter_ttl_seconds),
+            batch_share=settings.batch_share,
         ),
         holds_cache=settings.cache_redis_url is None,
     )

@@ -1,4 +1,4 @@
-"""Ringing the doorbell: publishing a job's id on its tier's queue."""
+"""Ringing the doorbell: a message on a tier's queue for every job that waits in it."""
 
 from celery import Celery
 
@@ -6,7 +6,9 @@ from tasks.app import ANSWER_QUERY
 
 
 class Dispatcher:
-    """Publishes job ids. The message is a hint: a lost one is rung again by the reaper, a second one finds no claim."""
+    """Publishes messages. One says that a job waits; the ledger says which is next. A lost message is rung again by the
+    reaper, one too many finds nobody waiting.
+    """
 
     def __init__(self, app: Celery) -> None:
         self._app = app
@@ -15,7 +17,7 @@ class Dispatcher:
         """Raises kombu's OperationalError where the broker cannot be reached."""
         self._app.send_task(
             ANSWER_QUERY,
-            args=[job_id],
+            args=[job_id, tier],
             task_id=f"{job_id}:{run + 1}",
             queue=tier,
             priority=priority,

@@ -8,8 +8,8 @@ from kombu.exceptions import OperationalError
 from storage.job import Verdict
 from storage.ledger import Ledger
 from storage.presence import Presence
-from tasks.answer import dead_ending, late_ending
 from tasks.dispatch import Dispatcher
+from tasks.ending import cancelled_ending, dead_ending, late_ending
 
 log = logging.getLogger(__name__)
 
@@ -42,7 +42,7 @@ class Reaper:
     def _act(self, verdict: Verdict) -> None:
         if verdict.kind == "ring":
             self._ring(verdict)
-        elif verdict.kind in ("expired", "dead"):
+        elif verdict.kind in ("expired", "dead", "cancelled"):
             self._end(verdict)
 
     def _ring(self, verdict: Verdict) -> None:
@@ -58,8 +58,11 @@ class Reaper:
         if job is None:
             return
         routing = job.payload["routing"]
-        late = verdict.kind == "expired"
-        ending = late_ending(verdict.tier, routing) if late else dead_ending(verdict.tier, verdict.run, routing)
-        if self._ledger.finish(verdict.job_id, self._token, ending):
+        endings = {
+            "expired": late_ending(verdict.tier, routing),
+            "dead": dead_ending(verdict.tier, verdict.run, routing),
+            "cancelled": cancelled_ending(verdict.tier, routing),
+        }
+        if self._ledger.finish(verdict.job_id, self._token, endings[verdict.kind]):
             extra = {"job_id": verdict.job_id, "tier": verdict.tier, "runs": verdict.run}
             log.error("job.%s", verdict.kind, extra=extra)

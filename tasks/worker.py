@@ -14,7 +14,9 @@ from config import Settings, load_settings
 from logs import configure_logging
 from routing.tier import TIER_NAMES
 from storage.answer import AnswerCache
-from storage.connection import patient_client
+from storage.connection import blocking_client, patient_client
+from storage.follow import BLOCK_MS, StreamFollower
+from storage.name import CANCELLED
 from storage.presence import Presence
 from tasks.answer import Answerer
 from tasks.app import ANSWER_QUERY, build_celery
@@ -50,6 +52,11 @@ class Worker:
             pool_size=settings.simple_worker_threads + settings.medium_worker_threads + settings.complex_worker_threads,
         )
         self._reaper = Reaper(ledger, Dispatcher(app), self._presence)
+        self._cancelled = StreamFollower(
+            blocking_client(settings.ledger_url, BLOCK_MS / 1000),
+            CANCELLED,
+            lambda entry: leases.abort(entry[b"job"].decode()),
+        )
         self._loops = [
             Periodic("leases", settings.lease_seconds / 4, leases.renew),
             Periodic("reaper", settings.reaper_seconds, self._reaper.run),
@@ -58,6 +65,7 @@ class Worker:
 
     def start(self, queues: tuple[str, ...], slots: int) -> None:
         self._tiers_served, self._slots = queues, slots
+        self._cancelled.start()
         for loop in self._loops:
             loop.start()
         log.info("worker.started", extra={"tiers": queues, "worker": self.name})
@@ -85,8 +93,9 @@ def create_worker() -> Celery:
         return worker
 
     @app.task(name=ANSWER_QUERY)  # type: ignore[untyped-decorator]
-    def answer_query(job_id: str) -> str:
-        return get_worker().answerer.answer(job_id)
+    def answer_query(job_id: str, tier: str) -> str:
+        """Answers the job whose turn it is in the tier; `job_id` is the one that this message was sent for."""
+        return get_worker().answerer.answer(tier)
 
     def log_as_json(**_: Any) -> None:
         configure_logging(settings.log_level, "worker")

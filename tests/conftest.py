@@ -22,11 +22,17 @@ from storage.ledger import Ledger, LedgerLimits
 ROOT = Path(__file__).parent.parent
 LIMITS = LedgerLimits(
     max_queue_depth=100,
+    max_tenant_queue_depth=50,
+    max_callers_per_job=20,
     max_unrecorded_events=1_000,
+    max_completion_entries=1_000,
     max_runs=3,
+    max_dead_letters=10,
     lease_ms=15_000,
     republish_ms=10_000,
     keep_ms=60_000,
+    keep_dead_ms=600_000,
+    batch_share=0.1,
 )
 
 

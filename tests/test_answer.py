@@ -1,8 +1,7 @@
-"""The worker's story: a job by its id, with a scripted chain in place of the providers."""
+"""The worker's story: the next job of a tier, with a scripted chain in place of the providers."""
 
 import json
 import time
-from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from threading import Event
@@ -12,19 +11,21 @@ import pytest
 from redis import Redis
 from redis.exceptions import ConnectionError as RedisConnectionError
 
+from providers.abort import AbortSignal
 from providers.chain import Outcome
 from routing.catalogue import load_catalogue
 from routing.errors import AllTargetsFailed, NoTargets, TargetThrottled
 from routing.query import Attempt, Completion, Query, Target, Usage
 from routing.tier import TIERS, Tier
 from storage.answer import Answer, AnswerCache, answer_key
-from storage.job import Draft
-from storage.ledger import USAGE, Ending, Ledger
+from storage.ledger import Ending, Ledger
+from storage.name import USAGE
 from tasks.answer import Answerer
 from tasks.lease import LeaseKeeper
+from tests import ledger_case
 
 TARGET = Target("groq", "openai/gpt-oss-20b")
-ATTEMPT = Attempt("groq", TARGET.model, 1_800_000_000_000, 250.0, "ok", 200, number=1)
+ATTEMPT = Attempt("groq", TARGET.model, 1_800_000_000_000, 250.0, "ok", 200, number=1, cost_usd=0.375)
 
 
 class ScriptedChain:
@@ -32,10 +33,12 @@ class ScriptedChain:
 
     def __init__(self) -> None:
         self.script: list[Any] = []
-        self.asked: list[tuple[Query, Tier, float, Callable[[], bool]]] = []
+        self.asked: list[tuple[Query, Tier, float, AbortSignal]] = []
 
-    def answer(self, query: Query, tier: Tier, *, deadline: float, is_wanted: Callable[[], bool]) -> Outcome:
-        self.asked.append((query, tier, deadline, is_wanted))
+    def answer(
+        self, query: Query, tier: Tier, *, deadline: float, signal: AbortSignal, is_interactive: bool
+    ) -> Outcome:
+        self.asked.append((query, tier, deadline, signal))
         step = self.script.pop(0)
         if callable(step):
             step = step()
@@ -64,21 +67,12 @@ def accept(ledger: Ledger, job_id: str = "j1", **changes: Any) -> None:
         "query": {"text": "q", "tier": None, "system": None, "max_tokens": None, "temperature": None},
         "tenant": "t",
         "request_id": "r1",
+        "priority": "interactive",
         "routing": {"score": 0, "words": 1, "signals": []},
         "cache": {"fingerprint": "f1", "ttl_ms": 60_000},
     }
-    caller = {"id": job_id, "tenant": "t"}
-    draft = Draft(
-        job_id,
-        "simple",
-        0,
-        "f1",
-        True,
-        60_000,
-        json.dumps({**payload, **changes}).encode(),
-        json.dumps(caller).encode(),
-    )
-    ledger.accept(draft)
+    draft = ledger_case.draft(job_id, payload=json.dumps({**payload, **changes}).encode())
+    assert ledger.accept(draft).kind == "leader"
 
 
 def test_it_answers_a_job_and_caches_the_answer(
@@ -87,7 +81,7 @@ def test_it_answers_a_job_and_caches_the_answer(
     accept(ledger)
     chain.script = [completion()]
 
-    assert answerer.answer("j1") == "completed"
+    assert answerer.answer("simple") == "j1 completed"
 
     job = ledger.job("j1")
     assert job is not None
@@ -106,7 +100,7 @@ def test_it_gives_the_chain_what_is_left_of_the_deadline(
     accept(ledger)
     clock.advance(50)
     chain.script = [completion()]
-    answerer.answer("j1")
+    answerer.answer("simple")
 
     query, tier, deadline, _ = chain.asked[0]
     assert (query.text, tier.name) == ("q", "simple")
@@ -116,10 +110,9 @@ def test_it_gives_the_chain_what_is_left_of_the_deadline(
 def test_it_leaves_a_job_alone_that_is_not_queued(answerer: Answerer, ledger: Ledger, chain: ScriptedChain) -> None:
     accept(ledger)
     chain.script = [completion()]
-    answerer.answer("j1")
+    answerer.answer("simple")
 
-    assert answerer.answer("j1") == "completed"
-    assert answerer.answer("nope") == "missing"
+    assert answerer.answer("simple") == "none"
     assert len(chain.asked) == 1
 
 
@@ -129,7 +122,7 @@ def test_it_does_not_call_a_provider_after_the_deadline(
     accept(ledger)
     clock.advance(61)
 
-    assert answerer.answer("j1") == "expired"
+    assert answerer.answer("simple") == "j1 expired"
     assert chain.asked == []
     assert ledger.job("j1").error["code"] == "expired"  # type: ignore[union-attr, index]
 
@@ -139,7 +132,7 @@ def test_it_fails_with_what_each_attempt_said(answerer: Answerer, ledger: Ledger
     failed = Attempt("groq", "m", 1, 5.0, "throttled", 429, "HTTP 429: slow down", number=1)
     chain.script = [AllTargetsFailed([failed], TargetThrottled(TARGET, "HTTP 429", retry_after=7))]
 
-    assert answerer.answer("j1") == "failed"
+    assert answerer.answer("simple") == "j1 failed"
     error = ledger.job("j1").error  # type: ignore[union-attr]
     assert error is not None
     assert (error["code"], error["retry_after"]) == ("provider_throttled", 7)
@@ -150,7 +143,7 @@ def test_it_fails_where_no_provider_is_configured(answerer: Answerer, ledger: Le
     accept(ledger)
     chain.script = [NoTargets("none")]
 
-    answerer.answer("j1")
+    answerer.answer("simple")
     assert ledger.job("j1").error["code"] == "no_provider"  # type: ignore[union-attr, index]
 
 
@@ -167,7 +160,7 @@ def test_it_caches_an_answer_that_asking_again_would_not_better(
     accept(ledger)
     chain.script = [completion(finish_reason)]
 
-    assert answerer.answer("j1") == "completed"
+    assert answerer.answer("simple") == "j1 completed"
     assert (redis.get(answer_key("f1")) is not None) is is_kept
 
 
@@ -177,7 +170,7 @@ def test_it_does_not_cache_what_the_caller_wants_bypassed(
     accept(ledger, cache=None)
     chain.script = [completion()]
 
-    answerer.answer("j1")
+    answerer.answer("simple")
     assert redis.get(answer_key("f1")) is None
 
 
@@ -189,7 +182,7 @@ def test_it_writes_to_a_cache_of_its_own(ledger: Ledger, chain: ScriptedChain, r
     accept(ledger)
     chain.script = [completion()]
 
-    answerer.answer("j1")
+    answerer.answer("simple")
     assert apart.get(answer_key("f1")) == ledger.job("j1").answer  # type: ignore[union-attr]
     assert redis.get(answer_key("f1")) is None
 
@@ -205,7 +198,7 @@ def test_it_drops_a_result_when_its_job_was_taken_over(
         return completion()
 
     chain.script = [be_overtaken]
-    assert answerer.answer("j1") == "overtaken"
+    assert answerer.answer("simple") == "j1 overtaken"
     assert ledger.job("j1").status == "queued"  # type: ignore[union-attr]
     assert redis.get(answer_key("f1")) is None
 
@@ -217,16 +210,16 @@ def test_it_stops_wanting_an_answer_when_the_lease_is_lost(
     wanted: list[bool] = []
 
     def lose_the_lease() -> Completion:
-        is_wanted = chain.asked[0][3]
-        wanted.append(is_wanted())
+        signal = chain.asked[0][3]
+        wanted.append(not signal.is_aborted)
         clock.advance(16)
         ledger.reap("reaper:1")
         answerer.leases.renew()  # type: ignore[attr-defined]
-        wanted.append(is_wanted())
+        wanted.append(not signal.is_aborted)
         return completion()
 
     chain.script = [lose_the_lease]
-    answerer.answer("j1")
+    answerer.answer("simple")
     assert wanted == [True, False]
 
 
@@ -240,21 +233,21 @@ def test_a_second_run_in_the_same_process_keeps_its_own_lease(
         """Takes the job while the first run, overtaken, ends."""
         first.set()
         first_ended.wait(5)
-        wanted.append(chain.asked[1][3]())
+        wanted.append(not chain.asked[1][3].is_aborted)
         return completion()
 
     def first_run() -> Completion:
         clock.advance(16)
         ledger.reap("reaper:1")
-        pool.submit(answerer.answer, "j1")
+        pool.submit(answerer.answer, "simple")
         first.wait(5)
-        wanted.append(chain.asked[0][3]())
+        wanted.append(not chain.asked[0][3].is_aborted)
         return completion()
 
     first, first_ended = Event(), Event()
     chain.script = [first_run, second_run]
     with ThreadPoolExecutor() as pool:
-        assert answerer.answer("j1") == "overtaken"
+        assert answerer.answer("simple") == "j1 overtaken"
         first_ended.set()
 
     assert wanted == [True, True]
@@ -282,6 +275,6 @@ def test_it_keeps_an_answer_until_redis_is_back(ledger: Ledger, chain: ScriptedC
     accept(flaky)
     chain.script = [completion()]
 
-    assert answerer.answer("j1") == "completed"
+    assert answerer.answer("simple") == "j1 completed"
     assert len(slept) == 3
     assert [fields[b"kind"] for _, fields in redis.xrange(USAGE)] == [b"accepted", b"ended"]

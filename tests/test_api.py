@@ -6,6 +6,7 @@ import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -18,13 +19,16 @@ from sqlalchemy import Engine, select
 from werkzeug.test import TestResponse
 
 from config import Settings
+from providers.abort import AbortSignal
 from routing.catalogue import load_catalogue
 from routing.errors import AllTargetsFailed, QueryRejected
 from routing.query import Completion, Query, Target, Usage
 from routing.tier import TIERS, Tier
 from storage.answer import AnswerCache
 from storage.database import build_engine
-from storage.ledger import USAGE, Ledger
+from storage.ledger import Ledger
+from storage.line import Lines
+from storage.name import USAGE
 from storage.presence import Presence
 from storage.table import queries
 from tasks.answer import Answerer
@@ -47,14 +51,17 @@ class EchoChain:
         self.gate.set()
         self.error: Exception | None = None
 
-    def answer(self, query: Query, tier: Tier, *, deadline: float, is_wanted: Callable[[], bool]) -> Outcome:
+    def answer(
+        self, query: Query, tier: Tier, *, deadline: float, signal: AbortSignal, is_interactive: bool
+    ) -> Outcome:
         self.calls.append(query)
         self.deadlines.append(deadline)
         self.gate.wait(10)
         if self.error:
             raise self.error
         said = Completion(f"answer to: {query.text}", "openai/gpt-oss-20b", "stop", Usage(10, 20))
-        return Outcome(said, Target("groq", "openai/gpt-oss-20b"), (ATTEMPT,))
+        attempt = replace(ATTEMPT, usage=said.usage, cost_usd=10 * 0.075e-6 + 20 * 0.30e-6)
+        return Outcome(said, Target("groq", "openai/gpt-oss-20b"), (attempt,))
 
 
 @pytest.fixture
@@ -74,12 +81,10 @@ def serving(
 
     def work() -> None:
         with ThreadPoolExecutor(8) as pool:
-            taken: set[bytes] = set()
             while not stop.wait(0.005):
-                waiting = {job for tier in TIERS for job in redis.zrange(f"aqr:queued:{tier}", 0, -1)} - taken
-                taken |= waiting
-                for job in waiting:
-                    pool.submit(answerer.answer, job.decode())
+                for tier, depth in Lines(redis).depths(TIERS).items():
+                    for _ in range(depth["queued"]):
+                        pool.submit(answerer.answer, tier)
 
     thread = threading.Thread(target=work)
     thread.start()

@@ -22,6 +22,7 @@ from embedded.environment import child_env, located, missing_servers
 from embedded.port import accepts, free_port, is_free
 from embedded.process import Process
 from embedded.procfile import ROOT, read_procfile
+from embedded.run import _welcome
 from embedded.supervisor import ProcessFailed, Supervisor
 
 SLEEP = [sys.executable, "-c", "import time; print('up', flush=True); time.sleep(600)"]
@@ -420,3 +421,8 @@ def test_it_says_what_to_do_when_a_step_fails(tmp_path: Path) -> None:
     assert "migrate ended with code 1" in said
     assert "Check DATABASE_URL" in said
     assert launcher.returncode == 1
+
+
+@pytest.mark.parametrize(("host", "needs_key"), [("127.0.0.1", False), ("0.0.0.0", True)])
+def test_the_example_it_prints_has_a_key_only_where_one_is_needed(tmp_path: Path, host: str, needs_key: bool) -> None:
+    assert ("Authorization: Bearer" in _welcome(Settings(host=host), tmp_path)) is needs_key

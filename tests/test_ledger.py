@@ -7,38 +7,12 @@ import pytest
 from redis import Redis, RedisError
 
 from storage.answer import answer_key
-from storage.job import BATCH, INTERACTIVE, Claim, Draft
-from storage.ledger import DONE, DUE, USAGE, Ending, Ledger
+from storage.job import BATCH
+from storage.ledger import Ending, Ledger
+from storage.line import Lines
+from storage.name import DONE, DUE, USAGE
 from tests.conftest import LIMITS, Clock
-
-ANSWER = b'{"tier":"simple"}\n{"response":"42"}'
-DONE_WELL = Ending(
-    status="completed", facts={"tier": "simple"}, attempts=[{"outcome": "ok"}], answer=ANSWER, cache=("f1", 5_000)
-)
-
-
-def draft(job_id: str = "j1", **changes: object) -> Draft:
-    made = Draft(
-        id=job_id,
-        tier="simple",
-        priority=INTERACTIVE,
-        fingerprint="f1",
-        coalesce=True,
-        deadline_ms=60_000,
-        payload=b'{"tenant":"t","query":{"text":"q"}}',
-        caller=json.dumps({"id": job_id, "tenant": "t"}).encode(),
-    )
-    return replace(made, **changes)  # type: ignore[arg-type]
-
-
-def claimed(ledger: Ledger, job_id: str = "j1", token: str = "token") -> Claim:
-    claim = ledger.claim(job_id, token, "worker")
-    assert isinstance(claim, Claim)
-    return claim
-
-
-def usage_kinds(redis: Redis) -> list[bytes]:
-    return [fields[b"kind"] for _, fields in redis.xrange(USAGE)]
+from tests.ledger_case import ANSWER, DONE_WELL, claimed, draft, usage_kinds
 
 
 def test_it_makes_a_new_query_the_leader_of_a_job(ledger: Ledger, redis: Redis) -> None:
@@ -61,7 +35,7 @@ def test_it_lets_the_same_query_join_the_job_in_flight(ledger: Ledger) -> None:
     follower = ledger.job("j2")
     assert follower is not None
     assert (follower.id, follower.status) == ("j2", "queued")
-    assert ledger.depths(["simple"])["simple"] == {"queued": 1, "running": 0}
+    assert Lines(ledger.client).depths(["simple"])["simple"] == {"queued": 1, "running": 0}
 
 
 def test_it_does_not_join_where_coalescing_is_off(ledger: Ledger) -> None:
@@ -85,7 +59,7 @@ def test_it_refuses_a_query_when_the_queue_is_full(redis: Redis, clock: Clock) -
 
     refused = ledger.accept(draft("j2", fingerprint="f2"))
 
-    assert (refused.kind, refused.depth) == ("full", 1)
+    assert (refused.kind, refused.number) == ("full", 1)
     assert ledger.job("j2") is None
 
 
@@ -101,8 +75,8 @@ def test_it_gives_a_job_to_one_worker_only(ledger: Ledger) -> None:
     claim = claimed(ledger)
 
     assert (claim.run, claim.remaining_ms, claim.tier) == (1, 60_000, "simple")
-    assert ledger.claim("j1", "another", "worker") == "running"
-    assert ledger.depths(["simple"])["simple"] == {"queued": 0, "running": 1}
+    assert ledger.claim("simple", "another", "worker") is None
+    assert Lines(ledger.client).depths(["simple"])["simple"] == {"queued": 0, "running": 1}
 
 
 def test_it_repeats_a_claim_whose_reply_was_lost(ledger: Ledger) -> None:
@@ -113,7 +87,7 @@ def test_it_repeats_a_claim_whose_reply_was_lost(ledger: Ledger) -> None:
 
 
 def test_it_knows_no_job_that_was_never_accepted(ledger: Ledger) -> None:
-    assert ledger.claim("nope", "token", "worker") == "missing"
+    assert ledger.claim("simple", "token", "worker") is None
     assert ledger.job("nope") is None
 
 
@@ -286,130 +260,6 @@ def test_it_still_answers_hits_while_too_much_is_unrecorded(redis: Redis) -> Non
 
     assert ledger.find("f1", b"{}") == ANSWER
     assert ledger.unrecorded_hits() == 1
-
-
-def test_it_keeps_a_renewed_lease_from_the_reaper(ledger: Ledger, clock: Clock) -> None:
-    ledger.accept(draft())
-    claimed(ledger)
-    clock.advance(14)
-    assert ledger.renew("j1", "token")
-    clock.advance(14)
-
-    assert [verdict.kind for verdict in ledger.reap("reaper:1")] == []
-
-
-def test_it_does_not_renew_what_another_holds(ledger: Ledger) -> None:
-    ledger.accept(draft())
-    claimed(ledger)
-
-    assert not ledger.renew("j1", "other")
-
-
-def test_it_puts_a_dead_workers_job_back_in_its_place(ledger: Ledger, clock: Clock) -> None:
-    ledger.accept(draft("j1"))
-    ledger.accept(draft("j2", fingerprint="f2"))
-    claimed(ledger, "j1")
-    clock.advance(16)
-
-    [verdict] = [v for v in ledger.reap("reaper:1") if v.job_id == "j1"]
-
-    assert (verdict.kind, verdict.tier, verdict.run) == ("ring", "simple", 1)
-    job = ledger.job("j1")
-    assert job is not None
-    assert job.attempts[0]["outcome"] == "worker_lost"
-    assert ledger.position(job) == 1
-    assert claimed(ledger, "j1", "second").run == 2
-
-
-def test_it_gives_a_job_up_after_its_last_run(ledger: Ledger, clock: Clock) -> None:
-    ledger.accept(draft(deadline_ms=600_000))
-    for run in range(LIMITS.max_runs):
-        claimed(ledger, token=f"run{run}")
-        clock.advance(16)
-        [verdict] = ledger.reap("reaper:1")
-
-    assert verdict.kind == "dead"
-    assert ledger.finish("j1", "reaper:1", Ending("dead", {"tier": "simple"}, error={"code": "dead"}))
-    job = ledger.job("j1")
-    assert job is not None
-    assert (job.status, len(job.attempts)) == ("dead", LIMITS.max_runs)
-
-
-def test_it_finds_a_dead_reapers_job_again(ledger: Ledger, clock: Clock) -> None:
-    ledger.accept(draft())
-    clock.advance(61)
-    assert ledger.reap("reaper:1")[0].kind == "expired"
-    assert ledger.reap("reaper:2") == []
-    clock.advance(16)
-
-    assert ledger.reap("reaper:2")[0].kind == "expired"
-    assert ledger.finish("j1", "reaper:2", Ending("expired", {"tier": "simple"}))
-    assert ledger.job("j1").attempts == []  # type: ignore[union-attr]
-
-
-def test_it_rings_again_only_where_the_queue_has_lost_a_message(ledger: Ledger, redis: Redis, clock: Clock) -> None:
-    ledger.accept(draft())
-    redis.lpush("simple", "the message")
-    clock.advance(11)
-    assert [v.kind for v in ledger.reap("reaper:1")] == ["early"]
-
-    redis.delete("simple")
-    clock.advance(11)
-    assert [v.kind for v in ledger.reap("reaper:1")] == ["ring"]
-
-
-def test_it_forgets_due_jobs_that_no_longer_exist(ledger: Ledger, redis: Redis) -> None:
-    redis.zadd(DUE, {"ghost": 1})
-
-    assert [v.kind for v in ledger.reap("reaper:1")] == ["gone"]
-    assert redis.zcard(DUE) == 0
-
-
-def test_it_places_batch_jobs_behind_interactive_ones(ledger: Ledger, clock: Clock) -> None:
-    ledger.accept(draft("b1", priority=BATCH, fingerprint="f1"))
-    clock.advance(1)
-    ledger.accept(draft("i1", fingerprint="f2"))
-
-    positions = [ledger.position(ledger.job(job_id)) for job_id in ("i1", "b1")]  # type: ignore[arg-type]
-    assert positions == [1, 2]
-
-
-def test_it_withdraws_a_job_that_never_arrived(ledger: Ledger) -> None:
-    assert ledger.withdraw("nope")
-
-
-def test_it_withdraws_a_job_nobody_relies_on(ledger: Ledger, redis: Redis) -> None:
-    ledger.accept(draft("j1"))
-
-    assert ledger.withdraw("j1")
-    assert ledger.job("j1") is None
-    assert ledger.accept(draft("j2")).kind == "leader"
-    assert ledger.depths(["simple"])["simple"]["queued"] == 1
-
-
-@pytest.mark.parametrize("happened", ["joined", "claimed"])
-def test_it_keeps_a_job_that_others_rely_on(ledger: Ledger, happened: str) -> None:
-    ledger.accept(draft("j1"))
-    if happened == "joined":
-        ledger.accept(draft("j2"))
-    else:
-        claimed(ledger)
-
-    assert not ledger.withdraw("j1")
-    assert ledger.job("j1") is not None
-
-
-def test_it_measures_how_fast_a_tier_drains(redis: Redis) -> None:
-    ledger = Ledger(redis, LIMITS)
-    assert ledger.drain_rate("simple") is None
-    for n in range(5):
-        ledger.accept(draft(f"j{n}", fingerprint=f"f{n}"))
-        claimed(ledger, f"j{n}", f"t{n}")
-        ledger.finish(f"j{n}", f"t{n}", replace(DONE_WELL, cache=None))
-
-    rate = ledger.drain_rate("simple")
-    assert rate is not None
-    assert rate > 1
 
 
 def test_it_uses_the_servers_clock_so_that_workers_need_not_agree(redis: Redis) -> None:

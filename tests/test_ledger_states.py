@@ -1,4 +1,4 @@
-"""The ledger against a model: whatever workers, reapers and clocks do, every job ends once and none is lost."""
+"""The ledger against a model: whatever callers, workers, reapers and clocks do, each job ends once and none is lost."""
 
 import json
 from dataclasses import dataclass, field
@@ -8,30 +8,45 @@ from hypothesis import strategies as st
 from hypothesis.stateful import Bundle, RuleBasedStateMachine, invariant, precondition, rule, run_state_machine_as_test
 from redis import Redis
 
-from storage.job import Claim, Draft
-from storage.ledger import DUE, USAGE, Ending, Ledger
+from storage.api_key import KeyLimits
+from storage.dead_letter import DeadLetters, Filter
+from storage.job import BATCH, INTERACTIVE
+from storage.ledger import Ending, Ledger
+from storage.line import Lines
+from storage.name import DUE, USAGE
+from storage.quota import Quota, spending
 from tests.conftest import LIMITS, Clock
+from tests.ledger_case import draft
 
 DEADLINE_S = 200
+OPEN = ("queued", "running")
+HOLD_USD, CHARGE_USD = 0.5, 0.25
 
 
 @dataclass
 class Expected:
     """What the model knows of one job."""
 
-    accepted_at: int
+    tenant: str
+    priority: int
+    deadline_at: int
     status: str = "queued"
     holder: str | None = None
     lease_until: int = 0
     runs: int = 0
+    lives: int = 1
+    is_cancelling: bool = False
+    is_dead_letter: bool = False
     callers: set[str] = field(default_factory=set)
 
 
 class LedgerMachine(RuleBasedStateMachine):
-    """Accepts, claims, crashes (a claim that is never finished), renewals, finishes, reaps; time passes in leaps."""
+    """Accepts, cancels, claims, crashes (a claim that is never finished), renewals, finishes, reaps, replays; time
+    passes in leaps.
+    """
 
     redis: Redis
-    jobs = Bundle("jobs")
+    queries = Bundle("queries")
     claims = Bundle("claims")
 
     def __init__(self) -> None:
@@ -40,66 +55,117 @@ class LedgerMachine(RuleBasedStateMachine):
         self.clock = Clock()
         self.ledger = Ledger(self.redis, LIMITS, now_ms=self.clock)
         self.model: dict[str, Expected] = {}
-        self.flights: dict[str, str] = {}
+        self.left: set[str] = set()
+        self.flights: dict[tuple[str, str], str] = {}
+        self.charged: dict[str, float] = {}
         self.count = 0
 
-    @rule(target=jobs, fingerprint=st.sampled_from(["f1", "f2", "f3"]))
-    def accept(self, fingerprint: str) -> str:
+    @rule(
+        target=queries,
+        fingerprint=st.sampled_from(["f1", "f2", "f3"]),
+        tenant=st.sampled_from(["a", "b"]),
+        priority=st.sampled_from([INTERACTIVE, BATCH]),
+    )
+    def accept(self, fingerprint: str, tenant: str, priority: int) -> tuple[str, str]:
+        """The query's id, and that of the job that answers it."""
         self.count += 1
-        job_id = f"j{self.count}"
-        leader = self.flights.get(fingerprint)
-        accepted = self.ledger.accept(self._draft(job_id, fingerprint))
-        if leader and self._serves(leader):
+        query_id = f"j{self.count:03}"
+        leader = self.flights.get((tenant, fingerprint))
+        quota = Quota(tenant, KeyLimits(), HOLD_USD, 10)
+        accepted = self.ledger.accept(
+            draft(
+                query_id,
+                tenant=tenant,
+                key=tenant,
+                fingerprint=fingerprint,
+                priority=priority,
+                deadline_ms=DEADLINE_S * 1000,
+                quota=quota,
+            )
+        )
+        if leader and self._serves(leader, priority):
             assert (accepted.kind, accepted.job_id) == ("follower", leader)
-            self.model[leader].callers.add(job_id)
-            return leader
+            self.model[leader].callers.add(query_id)
+            return query_id, leader
         if accepted.kind == "hit":  # the grace after a finish, which runs on the server's own clock
             assert leader is not None
             assert self.model[leader].status == "completed"
-            return leader
+            return leader, leader
         assert accepted.kind == "leader"
-        self.model[job_id] = Expected(self.clock.ms, callers={job_id})
-        self.flights[fingerprint] = job_id
-        return job_id
+        self.model[query_id] = Expected(tenant, priority, self.clock.ms + DEADLINE_S * 1000, callers={query_id})
+        self.flights[tenant, fingerprint] = query_id
+        return query_id, query_id
 
-    def _serves(self, leader: str) -> bool:
+    def _serves(self, leader: str, priority: int) -> bool:
         job = self.model[leader]
-        time_left = job.accepted_at + DEADLINE_S * 1000 - self.clock.ms
-        return job.status in ("queued", "running") and time_left * 2 >= DEADLINE_S * 1000
+        if job.is_cancelling or job.lives > 1 or job.status not in OPEN:
+            return False
+        is_prompt = job.status == "running" or job.priority <= priority
+        return is_prompt and (job.deadline_at - self.clock.ms) * 2 >= DEADLINE_S * 1000
 
-    @rule(target=claims, job_id=jobs)
-    def claim(self, job_id: str) -> tuple[str, str]:
+    @rule(query=queries)
+    def cancel(self, query: tuple[str, str]) -> None:
+        query_id, leader = query
+        job, expected = self.ledger.job(query_id), self.model[leader]
+        assert job is not None
+        said = self.ledger.cancel(job, {"tier": "simple"})
+        if query_id in self.left:
+            assert said == "cancelled"
+        elif expected.status not in OPEN:
+            assert said == expected.status
+        elif expected.is_cancelling:
+            assert said == "cancelling"
+        elif len(expected.callers) > 1:
+            assert said == "cancelled"
+            expected.callers.discard(query_id)
+            self.left.add(query_id)
+        elif expected.status == "queued":
+            assert said == "cancelled"
+            expected.status = "cancelled"
+        else:
+            assert said == "cancelling"
+            expected.is_cancelling = True
+
+    @rule(target=claims)
+    def claim(self) -> tuple[str, str]:
         self.count += 1
         token = f"t{self.count}"
-        job = self.model[job_id]
-        claim = self.ledger.claim(job_id, token, "worker")
-        if job.status == "queued":
-            assert isinstance(claim, Claim)
-            job.status, job.holder, job.runs = "running", token, job.runs + 1
-            job.lease_until = self.clock.ms + LIMITS.lease_ms
-        else:
-            assert claim == job.status
-        return job_id, token
+        waiting = {job_id for job_id, job in self.model.items() if job.status == "queued"}
+        claim = self.ledger.claim("simple", token, "worker")
+        if not waiting:
+            assert claim is None
+            return "", token
+        assert claim is not None
+        assert claim.job_id in waiting
+        job = self.model[claim.job_id]
+        assert claim.remaining_ms == job.deadline_at - self.clock.ms
+        job.status, job.holder, job.runs = "running", token, job.runs + 1
+        job.lease_until = self.clock.ms + LIMITS.lease_ms
+        return claim.job_id, token
 
     @rule(claim=claims)
     def renew(self, claim: tuple[str, str]) -> None:
         job_id, token = claim
-        job = self.model[job_id]
-        holds = job.status == "running" and job.holder == token
-        assert self.ledger.renew(job_id, token) == holds
+        job = self.model.get(job_id)
+        holds = job is not None and job.status == "running" and job.holder == token
+        assert self.ledger.renew(job_id, token) == (holds and not job.is_cancelling)  # type: ignore[union-attr]
         if holds:
-            job.lease_until = self.clock.ms + LIMITS.lease_ms
+            job.lease_until = self.clock.ms + LIMITS.lease_ms  # type: ignore[union-attr]
 
     @rule(claim=claims, status=st.sampled_from(["completed", "failed"]))
     def finish(self, claim: tuple[str, str], status: str) -> None:
         job_id, token = claim
-        job = self.model[job_id]
-        was_holder = job.holder == token
+        job = self.model.get(job_id)
+        was_holder = job is not None and job.holder == token
         answer = b"{}\n{}" if status == "completed" else b""
-        finished = self.ledger.finish(job_id, token, Ending(status, {"tier": "simple"}, answer=answer))
-        assert finished == was_holder
-        if was_holder and job.status == "running":
-            job.status = status
+        ending = Ending(
+            status, {"tier": "simple"}, answer=answer, charge_usd=CHARGE_USD, is_dead_letter=status == "failed"
+        )
+        assert self.ledger.finish(job_id, token, ending) == was_holder
+        if job is not None and was_holder and job.status == "running":
+            job.status = "cancelled" if job.is_cancelling else status
+            job.is_dead_letter = job.status == "failed"
+            self.charged[job.tenant] = self.charged.get(job.tenant, 0.0) + CHARGE_USD
 
     @rule(seconds=st.sampled_from([1, 5, 16, 70]))
     def pass_time(self, seconds: int) -> None:
@@ -116,54 +182,84 @@ class LedgerMachine(RuleBasedStateMachine):
             if verdict.kind == "ring":
                 assert job.status == "queued" or job.lease_until <= self.clock.ms
                 job.status, job.holder = "queued", None
-            elif verdict.kind in ("expired", "dead"):
+            elif verdict.kind in ("expired", "dead", "cancelled"):
                 self._end(verdict.job_id, verdict.kind, token, crashes)
 
     def _end(self, job_id: str, kind: str, token: str, crashes: bool) -> None:
         job = self.model[job_id]
-        assert (
-            self.clock.ms >= job.accepted_at + DEADLINE_S * 1000 if kind == "expired" else job.runs >= LIMITS.max_runs
-        )
+        reasons = {
+            "expired": self.clock.ms >= job.deadline_at,
+            "dead": job.runs >= LIMITS.max_runs,
+            "cancelled": job.is_cancelling,
+        }
+        assert reasons[kind]
         job.status, job.holder, job.lease_until = "running", token, self.clock.ms + LIMITS.lease_ms
         if not crashes:
-            assert self.ledger.finish(job_id, token, Ending(kind, {"tier": "simple"}))
-            job.status = kind
+            assert self.ledger.finish(job_id, token, Ending(kind, {"tier": "simple"}, is_dead_letter=kind == "dead"))
+            job.status, job.is_dead_letter = kind, kind == "dead"
+
+    @precondition(lambda self: any(job.is_dead_letter for job in self.model.values()))
+    @rule(data=st.data())
+    def replay(self, data: st.DataObject) -> None:
+        job_id = data.draw(st.sampled_from([job_id for job_id, job in self.model.items() if job.is_dead_letter]))
+        job = self.model[job_id]
+        if DeadLetters(self.ledger).get(job_id) is None:  # there were too many
+            job.is_dead_letter = False
+            return
+        assert self.ledger.replay(job_id, DEADLINE_S * 1000) == ("simple", job.priority)
+        job.status, job.holder, job.runs, job.is_dead_letter = "queued", None, 0, False
+        job.lives, job.deadline_at = job.lives + 1, self.clock.ms + DEADLINE_S * 1000
 
     @invariant()
     def statuses_agree(self) -> None:
         for job_id, expected in self.model.items():
             job = self.ledger.job(job_id)
             assert job is not None
-            assert job.status == expected.status
+            assert job.status == ("cancelled" if job_id in self.left else expected.status)
 
     @invariant()
     def no_open_job_is_out_of_the_reapers_sight(self) -> None:
         due = {member.decode() for member in self.redis.zrange(DUE, 0, -1)}
-        assert {j for j, job in self.model.items() if job.status in ("queued", "running")} <= due
+        assert {j for j, job in self.model.items() if job.status in OPEN} <= due
 
     @invariant()
-    def each_ended_job_is_recorded_once_with_all_its_callers(self) -> None:
+    def each_life_of_a_job_is_recorded_once_with_all_its_callers(self) -> None:
         ended = [f for _, f in self.redis.xrange(USAGE) if f[b"kind"] == b"ended"]
         recorded = [f[b"job"].decode() for f in ended]
-        done = {j for j, job in self.model.items() if job.status not in ("queued", "running")}
-        assert sorted(recorded) == sorted(done)
+        lives = [job_id for job_id, job in self.model.items() for _ in range(job.lives - (job.status in OPEN))]
+        assert sorted(recorded) == sorted(lives)
         for fields in ended:
             callers = {asked["caller"]["id"] for asked in json.loads(fields[b"callers"])}
             assert callers == self.model[fields[b"job"].decode()].callers
+            assert fields[b"payer"].decode() in callers
 
     @invariant()
-    def the_queues_hold_what_is_open(self) -> None:
-        states = [job.status for job in self.model.values()]
-        depths = self.ledger.depths(["simple"])["simple"]
-        assert depths == {"queued": states.count("queued"), "running": states.count("running")}
+    def the_lines_hold_what_is_open(self) -> None:
+        lines, states = Lines(self.redis), [job.status for job in self.model.values()]
+        assert lines.depths(["simple"])["simple"] == {
+            "queued": states.count("queued"),
+            "running": states.count("running"),
+        }
+        for tenant in ("a", "b"):
+            mine = [job for job in self.model.values() if job.tenant == tenant and job.status == "queued"]
+            assert lines.waiting(tenant, ["simple"])["simple"] == len(mine)
 
-    @staticmethod
-    def _draft(job_id: str, fingerprint: str) -> Draft:
-        caller = json.dumps({"id": job_id}).encode()
-        payload = b'{"tenant":"t","query":{"text":"q"}}'
-        return Draft(job_id, "simple", 0, fingerprint, True, DEADLINE_S * 1000, payload, caller)
+    @invariant()
+    def dead_letters_are_those_that_may_be_replayed(self) -> None:
+        listed = {job.id for job in DeadLetters(self.ledger).find(Filter(), 100)}
+        assert listed <= {job_id for job_id, job in self.model.items() if job.is_dead_letter}
+
+    @invariant()
+    def what_is_held_and_charged_adds_up(self) -> None:
+        for tenant in ("a", "b"):
+            spent = spending(self.redis, tenant)
+            jobs = [job for job in self.model.values() if job.tenant == tenant and job.status in OPEN]
+            assert spent.usd_held == HOLD_USD * sum(job.lives == 1 for job in jobs)
+            assert spent.usd_today == self.charged.get(tenant, 0.0)
+            waiting = {caller for job in jobs if job.lives == 1 for caller in job.callers}
+            assert {member.decode() for member in self.redis.zrange(f"aqr:open:{tenant}", 0, -1)} == waiting
 
 
-def test_it_loses_no_job_and_ends_each_once(redis: Redis) -> None:
+def test_it_loses_no_job_ends_each_once_and_charges_it_once(redis: Redis) -> None:
     LedgerMachine.redis = redis
     run_state_machine_as_test(LedgerMachine, settings=settings(max_examples=60, stateful_step_count=40, deadline=None))

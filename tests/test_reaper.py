@@ -2,19 +2,22 @@
 
 import json
 import threading
+from dataclasses import replace
 
 import pytest
 from kombu.exceptions import OperationalError
 from redis import Redis
 from redis.exceptions import ConnectionError as RedisConnectionError
 
-from storage.job import Draft
+from storage.job import BATCH
 from storage.ledger import Ledger
+from storage.line import Lines
 from storage.presence import Presence
 from tasks.lease import LeaseKeeper
 from tasks.periodic import Periodic
 from tasks.reaper import Reaper
 from tests.conftest import LIMITS, Clock
+from tests.ledger_case import claimed, draft
 
 
 class Doorbell:
@@ -42,13 +45,13 @@ def reaper(ledger: Ledger, redis: Redis, doorbell: Doorbell) -> Reaper:
 
 def accept(ledger: Ledger, job_id: str, deadline_ms: int = 600_000) -> None:
     payload = {"tenant": "t", "query": {"text": "q"}, "routing": {"score": 0, "words": 1}}
-    caller = json.dumps({"id": job_id}).encode()
-    ledger.accept(Draft(job_id, "simple", 9, job_id, False, deadline_ms, json.dumps(payload).encode(), caller))
+    changes = {"fingerprint": job_id, "priority": BATCH, "deadline_ms": deadline_ms}
+    ledger.accept(draft(job_id, payload=json.dumps(payload).encode(), **changes))
 
 
 def test_it_rings_for_a_job_whose_worker_died(ledger: Ledger, reaper: Reaper, doorbell: Doorbell, clock: Clock) -> None:
     accept(ledger, "j1")
-    ledger.claim("j1", "token", "w")
+    ledger.claim("simple", "token", "w")
     clock.advance(16)
     reaper.run()
 
@@ -60,7 +63,7 @@ def test_it_ends_a_job_that_took_every_worker_with_it(
 ) -> None:
     accept(ledger, "j1")
     for run in range(LIMITS.max_runs):
-        ledger.claim("j1", f"t{run}", "w")
+        ledger.claim("simple", f"t{run}", "w")
         clock.advance(16)
         reaper.run()
 
@@ -84,17 +87,13 @@ def test_it_ends_a_job_at_its_deadline(ledger: Ledger, reaper: Reaper, clock: Cl
 def test_it_looks_after_more_jobs_than_one_batch(
     ledger: Ledger, reaper: Reaper, doorbell: Doorbell, clock: Clock, redis: Redis
 ) -> None:
-    roomy = Ledger(redis, LIMITS.__class__(**{**_fields(LIMITS), "max_queue_depth": 1_000}), now_ms=clock)
+    roomy = Ledger(redis, replace(LIMITS, max_queue_depth=1_000, max_tenant_queue_depth=1_000), now_ms=clock)
     for n in range(450):
         accept(roomy, f"j{n}", deadline_ms=5_000)
     clock.advance(6)
     reaper.run()
 
-    assert ledger.depths(["simple"])["simple"] == {"queued": 0, "running": 0}
-
-
-def _fields(limits: object) -> dict[str, int]:
-    return {name: getattr(limits, name) for name in limits.__dataclass_fields__}  # type: ignore[attr-defined]
+    assert Lines(redis).depths(["simple"])["simple"] == {"queued": 0, "running": 0}
 
 
 def test_it_rings_again_when_the_broker_is_back(
@@ -126,18 +125,37 @@ def test_only_the_leader_reaps(ledger: Ledger, redis: Redis, doorbell: Doorbell,
     assert len(doorbell.rung) == 1
 
 
-def test_leases_are_forgotten_once_they_are_lost(ledger: Ledger, clock: Clock, reaper: Reaper) -> None:
+def test_a_run_whose_lease_is_lost_is_told(ledger: Ledger, clock: Clock, reaper: Reaper) -> None:
     accept(ledger, "j1")
-    claim = ledger.claim("j1", "token", "w")
     leases = LeaseKeeper(ledger)
-    leases.hold(claim)  # type: ignore[arg-type]
+    signal = leases.hold(claimed(ledger))
     leases.renew()
-    assert leases.is_held(claim)  # type: ignore[arg-type]
+    assert not signal.is_aborted
 
     clock.advance(16)
     reaper.run()
     leases.renew()
-    assert not leases.is_held(claim)  # type: ignore[arg-type]
+    assert signal.is_aborted
+
+
+def test_only_the_run_of_a_cancelled_job_is_told(ledger: Ledger) -> None:
+    leases = LeaseKeeper(ledger)
+    accept(ledger, "j1")
+    accept(ledger, "j2")
+    first, second = leases.hold(claimed(ledger, "j1", "t1")), leases.hold(claimed(ledger, "j2", "t2"))
+
+    leases.abort("j2")
+    assert (first.is_aborted, second.is_aborted) == (False, True)
+
+
+def test_it_ends_a_cancelled_job_whose_worker_died(ledger: Ledger, reaper: Reaper, clock: Clock) -> None:
+    accept(ledger, "j1")
+    claimed(ledger)
+    ledger.cancel(ledger.job("j1"), {"tier": "simple"})  # type: ignore[arg-type]
+    clock.advance(16)
+    reaper.run()
+
+    assert ledger.job("j1").status == "cancelled"  # type: ignore[union-attr]
 
 
 @pytest.mark.parametrize("error", [RedisConnectionError("away"), ValueError("a bug")])

@@ -6,7 +6,7 @@ from sqlalchemy import Engine, func, select
 from sqlalchemy.exc import SQLAlchemyError
 
 from storage.database import build_engine
-from storage.ledger import USAGE
+from storage.name import USAGE
 from storage.table import events, queries
 from storage.usage import POISON, UsageStream
 from tasks.recorder import Recorder

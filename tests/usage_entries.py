@@ -38,7 +38,14 @@ def ended(
     at: int = AT + 1_000,
 ) -> dict[str, bytes]:
     who = [{"at": (arrivals or {}).get(c, AT), "caller": caller(c)} for c in callers or [job]]
-    one = {"provider": "groq", "model": "openai/gpt-oss-120b", "outcome": "ok", "started_at": AT, "latency_ms": 900.0}
+    one = {
+        "provider": "groq",
+        "model": "openai/gpt-oss-120b",
+        "outcome": "ok",
+        "started_at": AT,
+        "latency_ms": 900.0,
+        "cost_usd": 0.002,
+    }
     return _encoded(
         {
             "kind": "ended",

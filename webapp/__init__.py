@@ -14,8 +14,12 @@ from werkzeug.exceptions import RequestEntityTooLarge
 
 from config import Settings, load_settings
 from logs import bind_log_context, clear_log_context, configure_logging
+from webapp.admin import admin
 from webapp.api import api
+from webapp.auth import guard
+from webapp.dead_letter import dead_letters
 from webapp.document import complete, document
+from webapp.header import protect
 from webapp.operation import operation
 from webapp.problem import Problem, ProblemDetails, from_validation, register_problems
 from webapp.service import attach, build_services, services
@@ -24,6 +28,7 @@ log = logging.getLogger(__name__)
 
 VERSION = "0.1.0"
 _SANE_REQUEST_ID = re.compile(r"[A-Za-z0-9._:-]{1,64}")
+_BODILESS = {"/api/v1/jobs/<string:id>/cancel", "/api/v1/dead-letters/<string:id>/replay"}
 _QUIET_ROUTES = {"/livez", "/readyz", "/metrics", "/health"}
 
 
@@ -44,13 +49,18 @@ def create_app(settings: Settings | None = None) -> Flask:
     # One more than allowed: Werkzeug cuts a chunked body at the limit without a word, and so the cut shows.
     app.config["MAX_CONTENT_LENGTH"] = settings.max_body_bytes + 1
     app.json.sort_keys = False  # type: ignore[attr-defined]  # the document keeps our order: asking comes first
-    attach(app, build_services(settings))
+    parts = build_services(settings)
+    attach(app, parts)
     register_problems(app)
     app.register_api(api)
+    app.register_api(dead_letters)
+    app.register_api(admin)
     app.register_api(operation)
     app.register_blueprint(document)
-    complete(app)
+    complete(app, settings.requires_key)
     app.before_request(_begin)
+    protect(app, settings.origins)
+    guard(app, parts)
     app.before_request(_parse_json)
     app.after_request(_end)
     return app
@@ -67,6 +77,8 @@ def _begin() -> None:
 def _parse_json() -> None:
     """Refuse bodies that are not JSON here, so that the models only ever see JSON."""
     if request.method not in ("POST", "PUT", "PATCH") or request.url_rule is None:
+        return
+    if request.url_rule.rule in _BODILESS and not request.content_length:
         return
     if not request.is_json:
         raise Problem("not_json", "Send the body as JSON, with Content-Type: application/json.")
@@ -98,7 +110,6 @@ def _refuse_constant(name: str) -> None:
 def _end(response: Response) -> Response:
     seconds = time.perf_counter() - g.started
     response.headers["X-Request-Id"] = g.request_id
-    response.headers.setdefault("X-Content-Type-Options", "nosniff")
     route = request.url_rule.rule if request.url_rule else "unknown"
     services().meter.count_request(route, request.method, response.status_code, seconds)
     level = logging.DEBUG if route in _QUIET_ROUTES else logging.INFO

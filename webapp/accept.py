@@ -1,40 +1,53 @@
 """The story of a request: look in the cache, join or become a job, ring the queue, wait for the end."""
 
 import logging
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import orjson
 from kombu.exceptions import OperationalError
 from redis import RedisError
 
+from routing.catalogue import load_catalogue
 from routing.classifier import classify
+from routing.estimate import estimate_prompt_tokens
 from routing.fingerprint import fingerprint
-from routing.query import Query
+from routing.query import Query, Usage
+from routing.tier import Tier
 from storage.answer import Answer
+from storage.api_key import KeyLimits
 from storage.job import PRIORITIES, Acceptance, Draft, Job
+from storage.quota import Quota
+from webapp.auth import Caller
 from webapp.problem import Problem
+from webapp.refusal import over_rate, refused
 from webapp.service import Services
 
 log = logging.getLogger(__name__)
 
+NO_KEYS_NOW = "Idempotency keys are kept in Redis, which is away; nothing was done."
 CACHE_HEADERS = {"default": "MISS", "bypass": "BYPASS", "refresh": "REFRESH", "only": "MISS"}
 
 
 @dataclass(frozen=True, slots=True)
 class Ask:
-    """One validated request. `id` names the query from now on; durations in seconds."""
+    """One validated request. `id` names the query from now on; durations in seconds.
+
+    `is_idempotent`: it came with a key, so `id` may have been asked before.
+    """
 
     id: str
     query: Query
-    tenant: str
+    caller: Caller
     request_id: str
     wait_s: float
     deadline_s: float
     priority: str
     cache_mode: str
     ttl_s: int
+    start_within_s: float | None = None
     is_text_recorded: bool = False
+    is_idempotent: bool = False
 
     @property
     def may_read_cache(self) -> bool:
@@ -52,12 +65,16 @@ class Outcome:
     cache: str
     answer: Answer | None = None
     job: Job | None = None
+    is_paid: bool = False
     is_degraded: bool = False
+    is_repeat: bool = False
 
 
 def accept(ask: Ask, parts: Services) -> Outcome:
     """Answer the query now, or take it in as a job. Raises Problem where neither can be."""
-    key = fingerprint(ask.query, tenant=ask.tenant, policy=parts.policy)
+    if ask.is_idempotent and (outcome := _repeat(ask, parts)):
+        return outcome
+    key = fingerprint(ask.query, tenant=ask.caller.tenant, policy=parts.policy)
     try:
         if found := _find(ask, key, parts):
             return Outcome("HIT", answer=Answer.decode(found))
@@ -76,27 +93,50 @@ def accept(ask: Ask, parts: Services) -> Outcome:
     return _follow_up(ask, draft, accepted, parts)
 
 
-def _find(ask: Ask, key: str, parts: Services) -> bytes | None:
-    """The cached answer; its use is recorded with the look-up, or right after it where the cache is apart."""
-    if not ask.may_read_cache:
+def _repeat(ask: Ask, parts: Services) -> Outcome | None:
+    """The job that this Idempotency-Key already stands for. (A hit makes no job: it is looked up again.)"""
+    try:
+        job = parts.ledger.job(ask.id)
+    except RedisError:
+        raise Problem("redis_unavailable", NO_KEYS_NOW, retry_after=1) from None
+    if job is None:
         return None
+    return replace(_wait(ask, "COALESCED" if job.leader else "MISS", parts, job.leader), is_repeat=True)
+
+
+def _find(ask: Ask, key: str, parts: Services) -> bytes | None:
+    """The cached answer. The request is counted and a hit recorded with the look-up, or right after it where the
+    cache is apart.
+    """
+    rate = _rate(ask.caller)
     caller = orjson.dumps(_caller(ask) | {"cache": "HIT"})
-    if parts.cache is None:
-        return parts.ledger.find(key, caller)
-    found = parts.cache.get(key)
-    if found:
+    if parts.cache is None and ask.may_read_cache:
+        found = parts.ledger.find(key, caller, rate)
+        if isinstance(found, int):
+            raise over_rate(found)
+        return found
+    if rate and (wait_ms := parts.ledger.count_request(rate)):
+        raise over_rate(wait_ms)
+    kept = parts.cache.get(key) if parts.cache and ask.may_read_cache else None
+    if kept:
         try:
-            parts.ledger.record_hit(caller, found)
+            parts.ledger.record_hit(caller, kept)
         except RedisError as error:
             log.warning("hit.unrecorded", extra={"query_id": ask.id, "error": type(error).__name__})
-    return found
+    return kept
+
+
+def _rate(caller: Caller) -> tuple[str, int] | None:
+    limit = caller.limits.requests_per_minute
+    return (caller.key_id, limit) if limit else None
 
 
 def _caller(ask: Ask) -> dict[str, Any]:
     text = {"text": ask.query.text} if ask.is_text_recorded else {}
     return {
         "id": ask.id,
-        "tenant": ask.tenant,
+        "tenant": ask.caller.tenant,
+        "key": ask.caller.key_id,
         "request_id": ask.request_id,
         "priority": ask.priority,
         **text,
@@ -112,8 +152,9 @@ def _draft(ask: Ask, key: str, parts: Services) -> Draft:
     routing = {"score": judged.score, "words": judged.words, "signals": [s.name for s in judged.signals]}
     payload = {
         "query": asdict(ask.query),
-        "tenant": ask.tenant,
+        "tenant": ask.caller.tenant,
         "request_id": ask.request_id,
+        "priority": ask.priority,
         "routing": routing,
         "cache": {"fingerprint": key, "ttl_ms": ask.ttl_s * 1000} if ask.may_write_cache else None,
     }
@@ -125,6 +166,7 @@ def _draft(ask: Ask, key: str, parts: Services) -> Draft:
     }
     return Draft(
         id=ask.id,
+        tenant=ask.caller.tenant,
         tier=tier,
         priority=PRIORITIES[ask.priority],
         fingerprint=key,
@@ -132,19 +174,28 @@ def _draft(ask: Ask, key: str, parts: Services) -> Draft:
         deadline_ms=int(ask.deadline_s * 1000),
         payload=orjson.dumps(payload),
         caller=orjson.dumps(_caller(ask) | caller),
+        start_by_ms=None if ask.start_within_s is None else int(ask.start_within_s * 1000),
+        quota=_quota(ask, parts.tiers[tier]) if ask.caller.key_id else None,
     )
+
+
+def _quota(ask: Ask, tier: Tier) -> Quota:
+    """The key's limits, and what the job may cost at most: every target fails only after it was paid."""
+    most = Usage(estimate_prompt_tokens(ask.query), min(ask.query.max_tokens or tier.max_tokens, tier.max_tokens))
+    hold_usd = sum(load_catalogue().cost_usd(target, most, tier) for target in tier.targets)
+    return Quota(ask.caller.key_id, ask.caller.limits, hold_usd, most.total_tokens)
 
 
 def _follow_up(ask: Ask, draft: Draft, accepted: Acceptance, parts: Services) -> Outcome:
     match accepted.kind:
         case "hit":
             return Outcome("HIT", answer=Answer.decode(accepted.answer or b""))
-        case "full" | "backlog":
-            raise _refusal(draft, accepted, parts)
         case "follower":
             return _wait(ask, "COALESCED", parts, leader=accepted.job_id)
-        case _:
+        case "leader":
             return _ring(ask, draft, parts)
+        case _:
+            raise refused(draft, accepted, parts)
 
 
 def _ring(ask: Ask, draft: Draft, parts: Services) -> Outcome:
@@ -168,31 +219,25 @@ def _wait(ask: Ask, cache: str, parts: Services, leader: str | None = None) -> O
         detail = "The query was accepted, but Redis has lost it since. Ask again."
         raise Problem("redis_unavailable", detail, retry_after=1)
     if job.answer and job.status == "completed":
-        return Outcome(cache, answer=Answer.decode(job.answer))
+        return Outcome(cache, answer=Answer.decode(job.answer), is_paid=job.payer == job.id)
+    if job.status == "cancelled":
+        raise Problem("cancelled", "The query was cancelled.")
     if job.error and not job.is_open:
         raise Problem(**job.error)
     return Outcome(cache, job=job)
 
 
-def _refusal(draft: Draft, accepted: Acceptance, parts: Services) -> Problem:
-    if accepted.kind == "backlog":
-        detail = f"{accepted.depth} events wait to be recorded. Is the recorder running, and its database reachable?"
-        return Problem("recording_backlog", detail, retry_after=5)
-    try:
-        rate = parts.ledger.drain_rate(draft.tier)
-    except RedisError:
-        rate = None
-    retry_after = min(60.0, max(1.0, 1 / rate)) if rate else 5.0
-    detail = f"{accepted.depth} queries of the tier `{draft.tier}` are waiting already."
-    return Problem("queue_full", detail, retry_after=round(retry_after, 1))
-
-
 def _answer_inline(draft: Draft, ask: Ask, parts: Services, error: Exception) -> Outcome:
     if ask.cache_mode == "only":
         raise Problem("redis_unavailable", "The cache cannot be reached, and cache.mode is `only`.", retry_after=1)
+    if ask.is_idempotent:
+        raise Problem("redis_unavailable", NO_KEYS_NOW, retry_after=1)
+    if ask.caller.limits != KeyLimits():
+        detail = "The limits of this API key are kept in Redis, which is away."
+        raise Problem("redis_unavailable", detail, retry_after=1)
     log.warning("query.degraded", extra={"error": type(error).__name__})
     # Nobody can poll for this answer, so it may take as long as a request may wait, and no longer.
     limit_s = min(
         ask.deadline_s, parts.settings.max_wait_seconds, max(ask.wait_s, parts.settings.sync_wait_seconds or 1)
     )
-    return Outcome("BYPASS", answer=parts.inline.answer(draft, limit_s), is_degraded=True)
+    return Outcome("BYPASS", answer=parts.inline.answer(draft, limit_s), is_paid=True, is_degraded=True)

@@ -1,4 +1,4 @@
-"""The routes of /api/v1: ask, poll, classify, measure."""
+"""The routes of /api/v1 for queries: ask, poll, cancel, classify, measure."""
 
 import re
 import secrets
@@ -6,6 +6,7 @@ import time
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
+import orjson
 from flask import Response, g, request
 from flask_openapi3 import APIBlueprint, Tag
 from redis import RedisError
@@ -16,9 +17,13 @@ from routing.classifier import classify
 from routing.query import Query
 from routing.tier import TIER_NAMES
 from storage.answer import Answer
+from storage.idempotency import Conflict
+from storage.job import Job
 from storage.metric import measure
 from tasks.answer import BASELINE_TIER
-from webapp.accept import Ask, Outcome, accept
+from tasks.ending import facts_of
+from webapp.accept import NO_KEYS_NOW, Ask, Outcome, accept
+from webapp.auth import caller
 from webapp.document import problems, with_headers
 from webapp.problem import Problem, invalid
 from webapp.schema import (
@@ -35,10 +40,11 @@ from webapp.schema import (
 from webapp.service import services
 from webapp.view import answer_body, job_body, json_response, lost_sight_body, poll_after
 
-TENANT = "default"  # one tenant until keys exist; already part of every key and row
+REPEATED = {"Idempotency-Replayed": "true"}
 
 api = APIBlueprint("api", __name__, url_prefix="/api/v1", abp_tags=[Tag(name="queries")])
 
+_IDEMPOTENCY_KEY = re.compile(r"[\x21-\x7e]{1,255}")
 _PREFER_WAIT = re.compile(r"(?:^|[,;\s])wait\s*=\s*(\d{1,6})\s*(?:$|[,;])", re.IGNORECASE)
 
 
@@ -46,8 +52,8 @@ _PREFER_WAIT = re.compile(r"(?:^|[,;\s])wait\s*=\s*(\d{1,6})\s*(?:$|[,;])", re.I
     "/query",
     summary="Ask",
     responses={
-        200: with_headers(QueryAnswer, "X-Cache", "Age", "Server-Timing", "X-Router-Degraded"),
-        202: with_headers(JobView, "Location", "Retry-After", "X-Cache"),
+        200: with_headers(QueryAnswer, "X-Cache", "Age", "Server-Timing", "X-Router-Degraded", "Idempotency-Replayed"),
+        202: with_headers(JobView, "Location", "Retry-After", "X-Cache", "Idempotency-Replayed"),
         **problems(400, 404, 409, 413, 415, 422, 429, 500, 502, 503, 504),
     },
 )
@@ -69,16 +75,57 @@ def ask_query(body: QueryBody) -> Response:
 )
 def get_job(path: JobPath) -> Response:
     """200 when the job has ended, 202 with Retry-After while it is open. Ended jobs are kept for JOB_TTL_SECONDS."""
+    try:
+        return _job_response(visible_job(path.id))
+    except RedisError:
+        raise _jobs_away() from None
+
+
+@api.post(
+    "/jobs/<string:id>/cancel",
+    summary="Cancel a job",
+    responses={
+        200: with_headers(JobView),
+        202: with_headers(JobView, "Retry-After"),
+        **problems(404, 409, 422, 500, 503),
+    },
+)
+def cancel_job(path: JobPath) -> Response:
+    """200 when the job is cancelled, 202 while its call is being aborted, 409 when it had ended before.
+
+    Others that wait for the same answer still get it.
+    """
     parts = services()
     try:
-        job = parts.ledger.job(path.id)
-        if job is None or job.tenant != TENANT:
-            raise Problem("job_unknown", "No job has this id; ended jobs are forgotten after a while.")
-        body = job_body(job, parts)
+        job = visible_job(path.id)
+        said = parts.ledger.cancel(job, facts_of(job.tier, job.payload["routing"], "cancelled"))
+        if said == "missing":
+            raise _job_unknown()
+        if said not in ("cancelled", "cancelling"):
+            raise Problem("job_ended", f"The job has ended before: {said}.")
+        return _job_response(visible_job(path.id))
     except RedisError:
-        raise Problem(
-            "redis_unavailable", "Jobs live in Redis, which is away; the job goes on.", retry_after=1
-        ) from None
+        raise _jobs_away() from None
+
+
+def visible_job(job_id: str) -> Job:
+    """The job, where it exists for this caller. Redis errors pass through."""
+    job = services().ledger.job(job_id)
+    if job is None or not caller().may_see(job.tenant):
+        raise _job_unknown()
+    return job
+
+
+def _job_unknown() -> Problem:
+    return Problem("job_unknown", "No job has this id; ended jobs are forgotten after a while.")
+
+
+def _jobs_away() -> Problem:
+    return Problem("redis_unavailable", "Jobs live in Redis, which is away; the job goes on.", retry_after=1)
+
+
+def _job_response(job: Job) -> Response:
+    body = job_body(job, services())
     if not job.is_open:
         return json_response(body)
     return json_response(body, 202, {"Retry-After": poll_after(body)})
@@ -118,7 +165,7 @@ def get_metrics(query: MetricsQuery) -> Response:
     since = datetime.now(UTC) - timedelta(hours=query.hours)
     try:
         with parts.engine.connect() as connection:
-            measured = measure(connection, since)
+            measured = measure(connection, since, caller().visible_tenant)
     except SQLAlchemyError:
         raise Problem(
             "database_unavailable", "Statistics live in the database, which is away.", retry_after=5
@@ -129,10 +176,15 @@ def get_metrics(query: MetricsQuery) -> Response:
 
 
 def _queues() -> dict[str, Any]:
-    parts = services()
+    """The queues of this moment; who is no operator sees what it has in them itself."""
+    parts, tenant = services(), caller().visible_tenant
     try:
+        if tenant is not None:
+            mine = parts.lines.waiting(tenant, TIER_NAMES)
+            queues = {tier: {"queued": waiting} for tier, waiting in mine.items()}
+            return {"queues": queues, "recorder": None, "unrecorded_hits": None}
         return {
-            "queues": parts.ledger.depths(TIER_NAMES),
+            "queues": parts.lines.depths(TIER_NAMES),
             "recorder": parts.presence.recorder(),
             "unrecorded_hits": parts.ledger.unrecorded_hits(),
         }
@@ -144,24 +196,62 @@ def _ask(body: QueryBody) -> Ask:
     settings = services().settings
     _check_length(body.query)
     _check_length(body.system or "", "system")
-    cache = body.cache or CachePolicy()
-    deadline_s = body.deadline_seconds or settings.job_deadline_seconds
-    if deadline_s > settings.max_deadline_seconds:
-        raise invalid("deadline_seconds", f"at most {settings.max_deadline_seconds:g}")
-    if (body.wait_seconds or 0) > settings.max_wait_seconds:
-        raise invalid("wait_seconds", f"at most {settings.max_wait_seconds:g}; poll the job for longer")
+    _check_most("deadline_seconds", body.deadline_seconds, settings.max_deadline_seconds)
+    _check_most("start_within_seconds", body.start_within_seconds, settings.max_deadline_seconds)
+    _check_most("wait_seconds", body.wait_seconds, settings.max_wait_seconds, "; poll the job for longer")
+    cache, query_id, key = body.cache or CachePolicy(), new_id(), _idempotency_key()
     return Ask(
-        id=new_id(),
-        query=Query(body.query, body.tier, body.system, body.max_tokens, body.temperature),
-        tenant=TENANT,
+        id=_first_id(key, body, query_id) if key else query_id,
+        query=Query(body.query, _tier(body), body.system, body.max_tokens, body.temperature),
+        caller=caller(),
         request_id=g.request_id,
         wait_s=_wait_seconds(body.wait_seconds),
-        deadline_s=deadline_s,
+        deadline_s=body.deadline_seconds or settings.job_deadline_seconds,
+        start_within_s=body.start_within_seconds,
         priority=body.priority,
         cache_mode=cache.mode,
         ttl_s=cache.ttl or settings.cache_ttl_seconds,
         is_text_recorded=settings.record_query_text,
+        is_idempotent=key is not None,
     )
+
+
+def _tier(body: QueryBody) -> str | None:
+    """The tier asked for; where a key may not use all of them, the nearest one to the classifier's choice."""
+    who = caller()
+    if body.tier:
+        if not who.may_use(body.tier):
+            raise Problem("tier_not_allowed", f"This API key may use: {', '.join(sorted(who.tiers))}.")
+        return body.tier
+    if not who.tiers:
+        return None
+    chosen = TIER_NAMES.index(classify(body.query, services().thresholds).tier)
+    if who.may_use(TIER_NAMES[chosen]):
+        return None
+    return min(who.tiers, key=lambda tier: (abs(TIER_NAMES.index(tier) - chosen), TIER_NAMES.index(tier)))
+
+
+def _idempotency_key() -> str | None:
+    key = request.headers.get("Idempotency-Key")
+    if key is not None and not _IDEMPOTENCY_KEY.fullmatch(key):
+        raise invalid("Idempotency-Key", "1 to 255 visible ASCII characters")
+    return key
+
+
+def _first_id(key: str, body: QueryBody, query_id: str) -> str:
+    """The query's id: the one of this key's first use, where there was one."""
+    form = orjson.dumps(body.model_dump(), option=orjson.OPT_SORT_KEYS)
+    try:
+        return services().idempotency.remember(caller().tenant, key, form, query_id)
+    except Conflict:
+        raise Problem("idempotency_conflict", "This Idempotency-Key came with another body before.") from None
+    except RedisError:
+        raise Problem("redis_unavailable", NO_KEYS_NOW, retry_after=1) from None
+
+
+def _check_most(field: str, value: float | None, most: float, advice: str = "") -> None:
+    if value is not None and value > most:
+        raise invalid(field, f"at most {most:g}{advice}")
 
 
 def new_id() -> str:
@@ -189,10 +279,19 @@ def _check_length(text: str, field: str = "query") -> None:
 
 def _answered(ask: Ask, answer: Answer, outcome: Outcome) -> Response:
     latency_ms = (time.perf_counter() - g.started) * 1000
-    body = answer_body(answer, query_id=ask.id, query=ask.query.text, latency_ms=latency_ms, cache=outcome.cache)
+    body = answer_body(
+        answer,
+        query_id=ask.id,
+        query=ask.query.text,
+        latency_ms=latency_ms,
+        is_cached=outcome.cache == "HIT",
+        cost_usd=answer.cost_usd if outcome.is_paid else 0.0,
+    )
     headers = {"X-Cache": outcome.cache, "Server-Timing": f"total;dur={latency_ms:.2f}"}
     if outcome.cache == "HIT":
         headers["Age"] = str(max(0, now_ms() - answer.stored_at) // 1000)
+    if outcome.is_repeat:
+        headers |= REPEATED
     if outcome.is_degraded:
         headers["X-Router-Degraded"] = "redis"
     return json_response(body, headers=headers)
@@ -206,4 +305,6 @@ def _accepted(job_id: str, outcome: Outcome) -> Response:
     except RedisError:
         body = lost_sight_body(job_id)
     headers = {"Location": body["links"]["self"], "Retry-After": poll_after(body), "X-Cache": outcome.cache}
+    if outcome.is_repeat:
+        headers |= REPEATED
     return json_response(body, 202, headers)

@@ -1,5 +1,6 @@
 """The API's own documentation: /openapi.json, and Swagger UI at /docs from the package's files, without a CDN."""
 
+import re
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
@@ -9,8 +10,10 @@ from flask_openapi3 import OpenAPI
 from flask_openapi3.models import Schema
 from pydantic import BaseModel
 
+from webapp.auth import access_of
+from webapp.key_schema import NewKeyView
 from webapp.problem import MEDIA_TYPE
-from webapp.schema import JobView, QueryAnswer
+from webapp.schema import DeadLetterList, JobView, QueryAnswer, ReplayView
 
 _ASSETS = Path(str(files("flask_openapi3_swagger"))) / "templates" / "swagger"
 _PAGE = """<!doctype html>
@@ -35,12 +38,19 @@ HEADERS = {
     "Age": "Age of a hit in seconds",
     "Server-Timing": "Time within the service",
     "X-Router-Degraded": "`redis`: answered while Redis was away",
-    "Location": "The job to poll",
+    "Location": "The job to poll, or the new key",
     "Retry-After": "Seconds to wait before the next poll",
+    "Idempotency-Replayed": "`true`: the job that this Idempotency-Key already stood for",
 }
 REQUEST_HEADERS = {
     "Prefer": "`respond-async`, or `wait=N` seconds (RFC 7240); `wait_seconds` in the body comes first",
+    "Idempotency-Key": "The same key and body stand for the same query; remembered for IDEMPOTENCY_TTL_SECONDS",
     "X-Request-Id": "Kept where it has up to 64 letters, digits or ._:-",
+}
+
+_SCHEMES = {
+    "bearer": {"type": "http", "scheme": "bearer", "description": "An API key"},
+    "header": {"type": "apiKey", "in": "header", "name": "X-Api-Key", "description": "The same, for proxies' sake"},
 }
 
 document = Blueprint("document", __name__)
@@ -60,9 +70,9 @@ def with_headers(model: type[BaseModel], *names: str) -> dict[str, Any]:
     return {"description": "OK", "headers": headers, "content": {"application/json": {"schema": schema}}}
 
 
-def complete(app: OpenAPI) -> None:
+def complete(app: OpenAPI, requires_key: bool) -> None:
     """Make the document true where flask-openapi3 cannot know better."""
-    for model in (QueryAnswer, JobView):
+    for model in (QueryAnswer, JobView, DeadLetterList, ReplayView, NewKeyView):
         app.components_schemas |= _schemas(model)
     app.generate_spec_json()
     app.spec_json["components"].pop("securitySchemes", None)
@@ -76,6 +86,24 @@ def complete(app: OpenAPI) -> None:
         {"name": name, "in": "header", "description": text, "schema": {"type": "string"}}
         for name, text in REQUEST_HEADERS.items()
     ]
+    if requires_key:
+        _say_what_needs_a_key(app)
+
+
+def _say_what_needs_a_key(app: OpenAPI) -> None:
+    app.spec_json["components"]["securitySchemes"] = _SCHEMES
+    for rule in app.url_map.iter_rules():
+        access = access_of(rule.rule)
+        operations = app.spec_json["paths"].get(re.sub(r"<(?:\w+:)?(\w+)>", r"{\1}", rule.rule), {})
+        for method, operation in operations.items():
+            if method.upper() not in (rule.methods or ()) or access is None or access.is_open:
+                continue
+            operation["security"] = [{scheme: []} for scheme in _SCHEMES]
+            needs = f"Needs the scope {' or '.join(f'`{scope}`' for scope in sorted(access.scopes))}"
+            operation["description"] += f" {needs}{' of an operator' if access.is_for_operators else ''}."
+            # 503: the database is away, and the key is not known.
+            for status, response in problems(401, 403, 503).items():
+                operation["responses"].setdefault(str(status), response)
 
 
 def _schemas(model: type[BaseModel]) -> dict[str, Schema]:

@@ -7,6 +7,7 @@ import orjson
 from sqlalchemy import Engine
 from sqlalchemy.exc import SQLAlchemyError
 
+from providers.abort import AbortSignal
 from storage.answer import Answer
 from storage.event import rows_of
 from storage.job import Claim, Draft
@@ -21,12 +22,10 @@ log = logging.getLogger(__name__)
 class AlwaysHeld:
     """Leases of claims that nobody else can see."""
 
-    def hold(self, claim: Claim) -> None: ...
+    def hold(self, claim: Claim) -> AbortSignal:
+        return AbortSignal()
 
     def drop(self, claim: Claim) -> None: ...
-
-    def is_held(self, claim: Claim) -> bool:
-        return True
 
 
 class Inline:
@@ -60,7 +59,7 @@ class Inline:
         started = self._answerer.now_ms()
         payload = orjson.loads(draft.payload)
         claim = Claim(draft.id, "inline", 1, int(limit_s * 1000), draft.tier, payload, started)
-        ending = self._answerer.run(claim)
+        ending = self._answerer.run(claim, AbortSignal())
         self._record(draft, ending, started)
         if ending.error:
             raise Problem(**ending.error)

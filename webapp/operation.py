@@ -55,7 +55,7 @@ def prometheus() -> Response:
 
 def _gauges(parts: Services) -> Iterator[tuple[str, str, dict[str, str], float]]:
     try:
-        for tier, depth in parts.ledger.depths(TIER_NAMES).items():
+        for tier, depth in parts.lines.depths(TIER_NAMES).items():
             yield "aqr_fleet_jobs_queued", "Jobs waiting for a worker", {"tier": tier}, depth["queued"]
             yield "aqr_fleet_jobs_running", "Jobs held by a worker", {"tier": tier}, depth["running"]
             alive = len(parts.presence.workers(tier))

@@ -19,15 +19,30 @@ TYPE_PREFIX = "urn:ai-query-router:problem:"
 PROBLEMS: Mapping[str, tuple[int, str]] = {
     "malformed_json": (400, "The body is not JSON"),
     "bad_request": (400, "Bad request"),
+    "unauthorized": (401, "A valid API key is needed"),
+    "forbidden": (403, "The API key does not allow this"),
+    "tier_not_allowed": (403, "The API key does not allow this tier"),
     "not_found": (404, "No such resource"),
     "job_unknown": (404, "No such job"),
+    "dead_letter_unknown": (404, "No such dead letter"),
+    "key_unknown": (404, "No such API key"),
     "not_cached": (404, "The answer is not in the cache"),
     "method_not_allowed": (405, "Method not allowed"),
+    "job_ended": (409, "The job has ended"),
+    "cancelled": (409, "The query was cancelled"),
+    "key_ended": (409, "The API key has ended"),
     "body_too_large": (413, "The body is too large"),
     "query_too_long": (413, "The query is too long"),
     "not_json": (415, "The content type is not JSON"),
     "invalid_request": (422, "The request does not fit"),
+    "idempotency_conflict": (422, "The Idempotency-Key belongs to another request"),
     "queue_full": (429, "The tier's queue is full"),
+    "tenant_queue_full": (429, "Too many of your queries are waiting"),
+    "too_many_callers": (429, "Too many callers wait for this answer"),
+    "too_many_open_jobs": (429, "Too many open jobs"),
+    "rate_limited": (429, "Too many requests"),
+    "token_limit_reached": (429, "The tokens of the day are used up"),
+    "budget_spent": (429, "The budget is spent"),
     "internal_error": (500, "Something broke in the router"),
     "provider_failed": (502, "No provider answered"),
     "provider_unreachable": (502, "No provider could be reached"),
@@ -120,6 +135,8 @@ def invalid(field: str, message: str) -> Problem:
 def problem_response(problem: Problem) -> Response:
     body = orjson.dumps(problem.as_dict(g.get("request_id", "")))
     response = Response(body, status=problem.status, mimetype=MEDIA_TYPE)
+    if problem.status == 401:
+        response.headers["WWW-Authenticate"] = "Bearer"
     if problem.retry_after is not None:
         response.headers["Retry-After"] = str(math.ceil(problem.retry_after))
     return response

@@ -60,6 +60,7 @@ class QueryBody(ClassifyBody):
     temperature: float | None = Field(None, ge=0, le=2)
     wait_seconds: float | None = Field(None, ge=0, description="0 = asynchronous: 202 and a job to poll")
     deadline_seconds: float | None = Field(None, gt=0, description="Give up after so long")
+    start_within_seconds: float | None = Field(None, gt=0, description="Give up if nothing has begun by then")
     priority: Literal["interactive", "batch"] = "interactive"
     cache: CachePolicy | None = None
 
@@ -97,6 +98,7 @@ class QueryAnswer(BaseModel):
 
 class Links(BaseModel):
     self: str
+    cancel: str
 
 
 class Timings(BaseModel):
@@ -156,10 +158,46 @@ class MetricsView(BaseModel):
     tiers: dict[str, Any]
     providers: dict[str, Any]
     cost: dict[str, Any] = Field(description="spent, baseline and saved, and what the baseline is")
-    unpublished_events: int = Field(description="Events that Kafka has not confirmed")
+    unpublished_events: int | None = Field(description="Events that Kafka has not confirmed; for operators")
     queues: dict[str, dict[str, int]] | None = Field(description="null while Redis is away")
     recorder: dict[str, Any] | None
     unrecorded_hits: int | None
+
+
+class ReplayBody(_Strict):
+    """Which dead letters."""
+
+    model_config = ConfigDict(extra="forbid", strict=False)
+    tenant: str | None = Field(None, max_length=64, description="For operators; others see their own tenant's only")
+    tier: TierName | None = None
+    code: str | None = Field(None, max_length=64, description="Why they failed: a code of our problems")
+    before: int | None = Field(None, ge=0, le=2**53, description="Ended before this Unix time in ms: the next page")
+    limit: int = Field(50, ge=1, le=1000)
+
+
+class DeadLetterView(BaseModel):
+    """A job that ended without an answer through no fault of its caller."""
+
+    id: str
+    tenant: str
+    tier: TierName
+    priority: Literal["interactive", "batch"]
+    status: Literal["failed", "dead"]
+    code: str | None
+    detail: str | None
+    attempts: list[dict[str, Any]]
+    replays: int = Field(description="How often it was replayed and failed again")
+    created_at: str
+    ended_at: str | None
+    ended_at_ms: int | None = Field(description="`before` of the next page")
+
+
+class DeadLetterList(BaseModel):
+    dead_letters: list[DeadLetterView]
+
+
+class ReplayView(BaseModel):
+    replayed: list[str] = Field(description="Ids of the jobs that are queued again")
 
 
 class JobPath(BaseModel):

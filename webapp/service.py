@@ -13,14 +13,18 @@ from storage.answer import ANSWER_VERSION, AnswerCache
 from storage.board import SharedBoard
 from storage.connection import blocking_client, hot_client
 from storage.database import build_engine
+from storage.dead_letter import DeadLetters
+from storage.follow import BLOCK_MS
+from storage.idempotency import Idempotency
 from storage.ledger import Ledger
+from storage.line import Lines
 from storage.presence import Presence
 from tasks.app import build_celery
 from tasks.build import build_answerer, build_ledger, build_tiers
 from tasks.dispatch import Dispatcher
 from webapp.inline import AlwaysHeld, Inline
 from webapp.meter import Meter
-from webapp.waiter import BLOCK_MS, CompletionListener, Waiter
+from webapp.waiter import CompletionListener, Waiter
 from webapp.withdrawal import Withdrawals
 
 
@@ -33,6 +37,9 @@ class Services:
     thresholds: Thresholds
     policy: str
     ledger: Ledger
+    lines: Lines
+    dead_letters: DeadLetters
+    idempotency: Idempotency
     cache: AnswerCache | None
     dispatcher: Dispatcher
     waiter: Waiter
@@ -68,6 +75,9 @@ def build_services(settings: Settings) -> Services:
         thresholds=thresholds,
         policy=policy_of(tiers, thresholds),
         ledger=ledger,
+        lines=Lines(client),
+        dead_letters=DeadLetters(ledger),
+        idempotency=Idempotency(client, settings.idempotency_ttl_seconds),
         cache=cache,
         dispatcher=Dispatcher(build_celery(settings, is_web=True)),
         waiter=Waiter(ledger, listener, settings.max_waiters),

@@ -7,7 +7,6 @@ from typing import Any
 
 import orjson
 from flask import Response
-from redis import RedisError
 
 from storage.answer import Answer
 from storage.job import Job
@@ -18,8 +17,10 @@ from webapp.service import Services
 POLL_AFTER_S = (1, 30)  # least and most seconds that a poller is asked to wait
 
 
-def answer_body(answer: Answer, *, query_id: str, query: str, latency_ms: float, cache: str) -> dict[str, Any]:
-    """The 200 body. `cache` is the X-Cache word: who did not cause the provider's call pays nothing."""
+def answer_body(
+    answer: Answer, *, query_id: str, query: str, latency_ms: float, is_cached: bool, cost_usd: float
+) -> dict[str, Any]:
+    """The 200 body. `cost_usd` is this caller's: an answer is paid for by one."""
     return {
         "id": query_id,
         "query": query,
@@ -28,8 +29,8 @@ def answer_body(answer: Answer, *, query_id: str, query: str, latency_ms: float,
         "provider": answer.target.provider,
         "complexity": answer.tier,
         "latency_ms": round(latency_ms, 2),
-        "cached": cache == "HIT",
-        "cost_estimate": 0.0 if cache in ("HIT", "COALESCED") else answer.cost_usd,
+        "cached": is_cached,
+        "cost_estimate": cost_usd,
         "usage": answer.usage.as_dict() if answer.usage else None,
         "routing": {"score": answer.score, "words": answer.words, "signals": list(answer.signals)},
         "finish_reason": answer.finish_reason,
@@ -37,8 +38,8 @@ def answer_body(answer: Answer, *, query_id: str, query: str, latency_ms: float,
 
 
 def job_body(job: Job, parts: Services) -> dict[str, Any]:
-    """The job resource, with its place in the queue while it waits."""
-    position = _position(job, parts) if job.status == "queued" else None
+    """The job resource, with its place in the queue while it waits. Redis errors pass through."""
+    position = parts.lines.position(job) if job.status == "queued" else None
     return {
         "id": job.id,
         "object": "job",
@@ -46,8 +47,8 @@ def job_body(job: Job, parts: Services) -> dict[str, Any]:
         "tier": job.tier,
         "queue_position": position,
         "estimated_wait_seconds": _estimated_wait(job.tier, position, parts) if position else None,
-        "created_at": _iso(job.created_at),
-        "expires_at": _iso(job.deadline_at),
+        "created_at": iso(job.created_at),
+        "expires_at": iso(job.deadline_at),
         "attempts": job.attempts,
         "timings": {
             "queued_ms": job.started_at - job.created_at if job.started_at else None,
@@ -55,8 +56,12 @@ def job_body(job: Job, parts: Services) -> dict[str, Any]:
         },
         "result": _result(job),
         "error": Problem(**job.error).as_dict(job.id) if job.error else None,
-        "links": {"self": f"/api/v1/jobs/{job.id}"},
+        "links": _links(job.id),
     }
+
+
+def _links(job_id: str) -> dict[str, str]:
+    return {"self": f"/api/v1/jobs/{job_id}", "cancel": f"/api/v1/jobs/{job_id}/cancel"}
 
 
 def lost_sight_body(job_id: str) -> dict[str, Any]:
@@ -68,7 +73,7 @@ def lost_sight_body(job_id: str) -> dict[str, Any]:
         "status": "queued",
         "attempts": [],
         "timings": {"queued_ms": None, "provider_ms": None},
-        "links": {"self": f"/api/v1/jobs/{job_id}"},
+        "links": _links(job_id),
     }
 
 
@@ -78,36 +83,31 @@ def poll_after(body: dict[str, Any]) -> str:
     return str(min(most, max(least, math.ceil(body.get("estimated_wait_seconds") or least))))
 
 
-def _position(job: Job, parts: Services) -> int | None:
-    try:
-        return parts.ledger.position(job)
-    except RedisError:
-        return None
-
-
 def _estimated_wait(tier: str, position: int, parts: Services) -> float | None:
     """Seconds: nothing where a slot is free, else by how fast the tier lately drained; None where nobody can tell."""
     slots = sum(parts.presence.workers(tier).values())
-    ahead = position - max(0, slots - parts.ledger.depths([tier])[tier]["running"])
+    ahead = position - max(0, slots - parts.lines.depths([tier])[tier]["running"])
     if slots and ahead <= 0:
         return 0.0
-    rate = parts.ledger.drain_rate(tier)
+    rate = parts.lines.drain_rate(tier)
     return round(ahead / rate, 2) if rate else None
 
 
 def _result(job: Job) -> dict[str, Any] | None:
     if job.status != "completed" or not job.answer or job.ended_at is None:
         return None
+    answer = Answer.decode(job.answer)
     return answer_body(
-        Answer.decode(job.answer),
+        answer,
         query_id=job.id,
         query=job.payload["query"]["text"],
         latency_ms=job.ended_at - job.created_at,
-        cache="COALESCED" if job.leader else "MISS",
+        is_cached=False,
+        cost_usd=answer.cost_usd if job.payer == job.id else 0.0,
     )
 
 
-def _iso(ms: int) -> str:
+def iso(ms: int) -> str:
     return datetime.fromtimestamp(ms / 1000, UTC).isoformat(timespec="milliseconds")
 
 

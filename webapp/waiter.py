@@ -1,32 +1,29 @@
 """Waiting for jobs to end: one thread per process reads the completion stream and wakes whoever waits."""
 
-import logging
 import os
 import threading
 import time
 from collections import defaultdict
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 
 from redis import RedisError
 
-from storage.connection import RedisClient, stream_entries
+from storage.connection import RedisClient
+from storage.follow import StreamFollower
 from storage.job import Job
-from storage.ledger import DONE, Ledger
+from storage.ledger import Ledger
+from storage.name import DONE
 from webapp.draining import is_draining
 
-log = logging.getLogger(__name__)
-
-BLOCK_MS = 2_000
 SLICE_S = 1.0  # a wake-up that got lost costs at most this
-RECONNECT_S = 0.5
 
 
 class CompletionListener:
     """Wakes who waits for a job when the stream names it. Its thread starts with the first wait, after any fork."""
 
     def __init__(self, client: RedisClient) -> None:
-        self._client = client
+        self._follower = StreamFollower(client, DONE, self._wake)
         self._waiting: dict[str, set[threading.Event]] = defaultdict(set)
         self._lock = threading.Lock()
         self._pid: int | None = None
@@ -50,35 +47,11 @@ class CompletionListener:
         with self._lock:
             if self._pid != os.getpid():
                 self._pid = os.getpid()
-                threading.Thread(target=self._listen, name="completions", daemon=True).start()
+                self._follower.start()
 
-    def _listen(self) -> None:
-        last: bytes | None = None
-        while True:
-            try:
-                last = self._last_id() if last is None else last
-                last = self._read(last)
-            except RedisError as error:
-                log.debug("completions.reconnecting", extra={"error": type(error).__name__})
-                time.sleep(RECONNECT_S)
-            except Exception:  # noqa: BLE001 - without this thread every wait would end a slice late
-                log.exception("completions.failed")
-                time.sleep(RECONNECT_S)
-
-    def _last_id(self) -> bytes:
-        newest = self._client.xrevrange(DONE, count=1)
-        return newest[0][0] if newest else b"0-0"
-
-    def _read(self, last: bytes) -> bytes:
-        found = self._client.xread({DONE: last}, block=BLOCK_MS)
-        for entry_id, fields in stream_entries(found):
-            self._wake(fields[b"job"].decode())
-            last = entry_id
-        return last
-
-    def _wake(self, job_id: str) -> None:
+    def _wake(self, entry: Mapping[bytes, bytes]) -> None:
         with self._lock:
-            for event in self._waiting.get(job_id, ()):
+            for event in self._waiting.get(entry[b"job"].decode(), ()):
                 event.set()
 
 

@@ -2,22 +2,25 @@
 -- KEYS: job, attempts, due
 -- ARGV: now or '', job id, reaper's token, lease (ms), republish after (ms), most runs
 -- Returns {verdict, tier, priority, runs}; verdict:
---   'gone'     nothing to do, the job has ended or was never there
---   'early'    not due after all, or its tier's queue still holds a message for every waiting job
---   'ring'     queued: publish its id (again)
---   'expired'  past its deadline } now held by the reaper's token,
---   'dead'     out of runs       } to be finished with that status
+--   'gone'       nothing to do, the job has ended or was never there
+--   'early'      not due after all, or its tier's queue still holds a message for every waiting job
+--   'ring'       queued: publish a message (again)
+--   'expired'    past a deadline                       } now held by the reaper's token,
+--   'dead'       out of runs                           } to be finished with that status
+--   'cancelled'  cancelled, and its worker is gone     }
 local job, attempts, due = unpack(KEYS)
 local now, id = clock(ARGV[1]), ARGV[2]
 local found = redis.call('HMGET', job, 'status', 'tier', 'priority', 'runs', 'deadline_at', 'lease_until',
-  'started_at', 'owner', 'rank')
-local status, tier, priority, runs, deadline, lease_until, started, owner, rank = unpack(found)
+  'started_at', 'owner', 'tenant', 'cancel_at', 'start_by')
+local status, tier, priority, runs, deadline, lease_until, started, owner, tenant, cancel_at, start_by = unpack(found)
 
 if status ~= 'queued' and status ~= 'running' then
   redis.call('ZREM', due, id)
   return {'gone'}
 end
+redis.call('ZREM', due, id)  -- first, as it frees memory: a Redis that is full lets a script go on that has written so
 runs, deadline = tonumber(runs), tonumber(deadline)
+if start_by and runs == 0 then deadline = math.min(deadline, tonumber(start_by)) end
 
 if status == 'running' then
   if tonumber(lease_until) > now then
@@ -25,34 +28,36 @@ if status == 'running' then
     return {'early'}
   end
   if string.sub(owner, 1, 7) ~= 'reaper:' then
-    redis.call('RPUSH', attempts, '{"outcome":"worker_lost","started_at":' .. started .. '}')
+    redis.call('RPUSH', attempts, '{"outcome":"worker_lost","billing":"unknown","started_at":' .. started .. '}')
   end
 end
 
 local verdict = 'ring'
-if deadline <= now then
+if cancel_at then
+  verdict = 'cancelled'
+elseif deadline <= now then
   verdict = 'expired'
 elseif runs >= tonumber(ARGV[6]) then
   verdict = 'dead'
 elseif status == 'queued' then
   -- A long queue is not a lost message: ring only where the broker's lists (one a priority) hold too few.
   local messages = redis.call('LLEN', tier) + redis.call('LLEN', tier .. ':9')
-  if messages >= redis.call('ZCARD', key('queued', tier)) then verdict = 'early' end
+  if messages >= queued_in(tier) then verdict = 'early' end
 end
 
-if verdict == 'early' then
+if verdict == 'early' or verdict == 'ring' then
   redis.call('ZADD', due, math.min(now + tonumber(ARGV[5]), deadline), id)
-elseif verdict == 'ring' then
+end
+if verdict == 'ring' and status == 'running' then
   redis.call('HSET', job, 'status', 'queued')
   redis.call('HDEL', job, 'owner', 'lease_until')
   redis.call('ZREM', key('running', tier), id)
-  redis.call('ZADD', key('queued', tier), 'NX', rank, id)
-  redis.call('ZADD', due, math.min(now + tonumber(ARGV[5]), deadline), id)
-else
+  line_up(id, tier, priority, tenant, true)
+elseif verdict ~= 'early' and verdict ~= 'ring' then
   local lease = now + tonumber(ARGV[4])
   redis.call('HSET', job, 'status', 'running', 'owner', ARGV[3], 'lease_until', whole(lease))
   redis.call('HSETNX', job, 'started_at', whole(now))
-  redis.call('ZREM', key('queued', tier), id)
+  step_out(id, tier, priority, tenant)
   redis.call('ZADD', key('running', tier), now, id)
   redis.call('ZADD', due, lease, id)
 end
