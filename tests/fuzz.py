@@ -24,7 +24,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     asked = parser.parse_args(arguments)
     with running(Plan(), latency_s=0) as world:
         # The document is read over HTTP, so what is fuzzed is what callers get.
-        done = subprocess.run(_command(world, asked), timeout=asked.minutes * 60 + LEEWAY_S)
+        done = subprocess.run(_command(world, asked), cwd=world.folder, timeout=asked.minutes * 60 + LEEWAY_S)
         ailing = world.ailing()
     if ailing:
         sys.stderr.write(f"not well afterwards: {', '.join(ailing)}\n")
@@ -35,7 +35,7 @@ def _command(world: World, asked: argparse.Namespace) -> list[str]:
     seconds = max(1, int(asked.minutes * 60))
     command = [sys.executable, "-m", "schemathesis.cli", "--config-file", str(CONFIGURATION), "--no-color"]
     command += ["run", f"{world.address()}/openapi.json", "--max-time", str(seconds), "--seed", str(asked.seed)]
-    return command + (["--report", "har", "--report-dir", str(asked.report)] if asked.report else [])
+    return command + (["--report", "har", "--report-dir", str(asked.report.resolve())] if asked.report else [])
 
 
 if __name__ == "__main__":
