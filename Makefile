@@ -7,7 +7,7 @@ PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 FIND_RUNNING := set -a; if [ -f .data/env ]; then . ./.data/env; fi; set +a;
 
 .DEFAULT_GOAL := help
-.PHONY: help run test test-all lint format migrate key doctor events dead republish erase clean
+.PHONY: help run test test-all chaos fuzz lint format migrate key doctor events dead republish erase clean
 
 help: ## List these commands
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-9s %s\n", $$1, $$2 }' Makefile
@@ -22,6 +22,13 @@ test: $(VENV)/.installed-dev ## Tests on real parts that come as wheels: no key,
 test-all: $(VENV)/.installed-dev ## Every test; installs Redis, PostgreSQL and Kafka where it can
 	@tests/install_servers.sh
 	$(BIN)/python -m pytest
+
+chaos: $(VENV)/.installed-dev ## Faults under load, and what they cost; ONLY=kill-web,redis-full SEED=2 SECONDS=30 DATABASE=postgresql BROKER=apache
+	@$(BIN)/python -m tests.chaos $(if $(ONLY),--only $(ONLY)) $(if $(SEED),--seed $(SEED)) $(if $(SECONDS),--seconds $(SECONDS)) \
+		$(if $(DATABASE),--database $(DATABASE)) $(if $(BROKER),--broker $(BROKER)) $(if $(FILE),--json $(FILE))
+
+fuzz: $(VENV)/.installed-dev ## Fuzz the API from its own OpenAPI document for MINUTES=10; SEED=2
+	@$(BIN)/python -m tests.fuzz --minutes $(or $(MINUTES),10) $(if $(SEED),--seed $(SEED))
 
 lint: $(VENV)/.installed-dev ## Style, security rules, formatting, types, and whether the installed versions fit together
 	$(BIN)/ruff check .

@@ -16,6 +16,10 @@ RedisClient: TypeAlias = Any
 HOT_TIMEOUT_S = 0.25
 PATIENT_TIMEOUT_S = 5.0
 
+# What a full Redis (`noeviction`) may refuse. All other scripts run on beyond `maxmemory`, so that accepted jobs can
+# be claimed, kept, ended and recorded; the bounds of queues and streams keep that little.
+REFUSED_WHEN_FULL = frozenset({"accept", "replay"})
+
 
 def hot_client(url: str) -> RedisClient:
     """For requests: gives up in 250 ms, because a query is better answered without Redis than late."""
@@ -48,8 +52,12 @@ def _client(url: str, timeout_s: float) -> RedisClient:
 
 
 def load_script(client: RedisClient, name: str, *shared: str) -> Script:
-    """The script `lua/<name>.lua` behind the prelude and other `shared` sources, ready to be called by its hash."""
-    script: Script = client.register_script("".join(_source(part) for part in ("prelude", *shared, name)))
+    """The script `lua/<name>.lua` behind the prelude and other `shared` sources, ready to be called by its hash.
+
+    Needs Redis 7 or later.
+    """
+    flags = "" if name in REFUSED_WHEN_FULL else "#!lua flags=allow-oom\n"
+    script: Script = client.register_script(flags + "".join(map(_source, ("prelude", *shared, name))))
     return script
 
 

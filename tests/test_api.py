@@ -441,6 +441,21 @@ def test_it_bounds_what_it_answers_without_redis(settings: Callable[..., Setting
     assert first.result().status_code == 200
 
 
+def test_a_query_that_redis_may_have_accepted_ends_in_the_record_when_it_is_refused(
+    settings: Callable[..., Settings], chain: EchoChain, recorded: Engine
+) -> None:
+    app = create_app(settings(redis_url="redis://127.0.0.1:1/0", groq_api_key="k", max_inline_answers=1))
+    inline = app.extensions["services"].inline
+    object.__setattr__(inline._answerer, "chain", chain)
+    with inline._slots:
+        response = ask(app.test_client(), cache={"mode": "bypass"})  # nothing is looked up: accept comes first
+
+    assert (response.status_code, response.json["code"]) == (503, "overloaded")
+    with recorded.connect() as connection:
+        row = connection.execute(select(queries)).one()
+    assert (row.status, row.error_code, row.cost_usd, chain.calls) == ("failed", "overloaded", 0, [])
+
+
 def test_a_query_that_wants_the_cache_only_costs_nothing_without_redis(
     settings: Callable[..., Settings], chain: EchoChain
 ) -> None:

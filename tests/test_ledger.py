@@ -3,7 +3,8 @@
 import json
 from dataclasses import replace
 
-from redis import Redis
+import pytest
+from redis import Redis, RedisError
 
 from storage.answer import answer_key
 from storage.job import BATCH
@@ -209,16 +210,22 @@ def test_a_follower_keeps_its_own_words_and_time(ledger: Ledger, clock: Clock) -
     assert follower.created_at - leader.created_at == 3_000
 
 
-def test_a_full_redis_still_answers_hits(redis: Redis) -> None:
+def test_a_full_redis_takes_nothing_in_but_ends_what_it_has(redis: Redis) -> None:
     ledger = Ledger(redis, LIMITS)
-    redis.set(answer_key("f1"), ANSWER)
-    ledger.find("f1", b"{}")
+    redis.set(answer_key("f2"), ANSWER)
+    ledger.accept(draft("j1"))
     redis.config_set("maxmemory", 1)
     try:
-        assert ledger.find("f1", b"{}") == ANSWER
+        with pytest.raises(RedisError):
+            ledger.accept(draft("j2"))
+        claimed(ledger)
+        assert ledger.renew("j1", "token")
+        assert ledger.finish("j1", "token", DONE_WELL)
+        assert ledger.find("f2", b"{}") == ANSWER
     finally:
         redis.config_set("maxmemory", 0)
-    assert redis.xlen(USAGE) == 1
+    assert usage_kinds(redis) == [b"accepted", b"ended", b"hit"]
+    assert ledger.unrecorded_hits() == 0
 
 
 def test_hits_of_a_cache_apart_are_bounded_too(redis: Redis) -> None:

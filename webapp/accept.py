@@ -19,6 +19,7 @@ from storage.api_key import KeyLimits
 from storage.job import PRIORITIES, Acceptance, Draft, Job
 from storage.quota import Quota
 from webapp.auth import Caller
+from webapp.inline import NotTaken
 from webapp.problem import Problem
 from webapp.refusal import over_rate, refused
 from webapp.service import Services
@@ -89,7 +90,7 @@ def accept(ask: Ask, parts: Services) -> Outcome:
     except RedisError as error:
         # Redis may have taken the job in all the same, only too late to say so.
         if parts.withdrawals.withdraw(draft.id):
-            return _answer_inline(draft, ask, parts, error)
+            return _answer_taken_back(draft, ask, parts, error)
         return _wait(ask, CACHE_HEADERS[ask.cache_mode], parts)
     return _follow_up(ask, draft, accepted, parts)
 
@@ -203,8 +204,9 @@ def _ring(ask: Ask, draft: Draft, parts: Services) -> Outcome:
     try:
         parts.dispatcher.ring(draft.id, draft.tier, draft.priority)
     except OperationalError as error:
-        if parts.inline.has_room() and parts.withdrawals.withdraw(draft.id):
-            return _answer_inline(draft, ask, parts, error)
+        may_answer = _why_not_inline(ask) is None and parts.inline.has_room()
+        if may_answer and parts.withdrawals.withdraw(draft.id):
+            return _answer_taken_back(draft, ask, parts, error)
         # The job stands, and the reaper rings for it.
     return _wait(ask, CACHE_HEADERS[ask.cache_mode], parts)
 
@@ -228,14 +230,29 @@ def _wait(ask: Ask, cache: str, parts: Services, leader: str | None = None) -> O
     return Outcome(cache, job=job)
 
 
-def _answer_inline(draft: Draft, ask: Ask, parts: Services, error: Exception) -> Outcome:
+def _answer_taken_back(draft: Draft, ask: Ask, parts: Services, error: Exception) -> Outcome:
+    """Answer here what Redis may have announced as accepted; where that cannot be, it has to end in the record."""
+    try:
+        return _answer_inline(draft, ask, parts, error)
+    except NotTaken as refusal:
+        parts.inline.record_refusal(draft, refusal)
+        raise
+
+
+def _why_not_inline(ask: Ask) -> str | None:
+    """What cannot be promised without Redis."""
     if ask.cache_mode == "only":
-        raise Problem("redis_unavailable", "The cache cannot be reached, and cache.mode is `only`.", retry_after=1)
+        return "The cache cannot be reached, and cache.mode is `only`."
     if ask.is_idempotent:
-        raise Problem("redis_unavailable", NO_KEYS_NOW, retry_after=1)
+        return NO_KEYS_NOW
     if ask.caller.limits != KeyLimits():
-        detail = "The limits of this API key are kept in Redis, which is away."
-        raise Problem("redis_unavailable", detail, retry_after=1)
+        return "The limits of this API key are kept in Redis, which is away."
+    return None
+
+
+def _answer_inline(draft: Draft, ask: Ask, parts: Services, error: Exception) -> Outcome:
+    if refusal := _why_not_inline(ask):
+        raise NotTaken("redis_unavailable", refusal, retry_after=1)
     log.warning("query.degraded", extra={"error": type(error).__name__})
     # Nobody can poll for this answer, so it may take as long as a request may wait, and no longer.
     limit_s = min(

@@ -14,6 +14,7 @@ from storage.job import Claim, Draft
 from storage.ledger import Ending
 from storage.record import write
 from tasks.answer import Answerer
+from tasks.ending import facts_of
 from webapp.problem import Problem
 
 log = logging.getLogger(__name__)
@@ -26,6 +27,10 @@ class AlwaysHeld:
         return AbortSignal()
 
     def drop(self, claim: Claim) -> None: ...
+
+
+class NotTaken(Problem):
+    """Refused before any provider was asked."""
 
 
 class Inline:
@@ -45,15 +50,20 @@ class Inline:
     def answer(self, draft: Draft, limit_s: float) -> Answer:
         """The answer, within `limit_s`.
 
-        Raises Problem where no provider answers or too many queries are being answered so.
+        Raises Problem where no provider answers, NotTaken where too many queries are being answered so.
         """
         if not self._slots.acquire(blocking=False):
             detail = "Redis is away and this process already answers as many queries as it may on its own."
-            raise Problem("overloaded", detail, retry_after=1)
+            raise NotTaken("overloaded", detail, retry_after=1)
         try:
             return self._run(draft, limit_s)
         finally:
             self._slots.release()
+
+    def record_refusal(self, draft: Draft, refusal: NotTaken) -> None:
+        """End a query in the record that Redis may have announced as accepted before it was taken back."""
+        facts = facts_of(draft.tier, orjson.loads(draft.payload)["routing"], refusal.code)
+        self._record(draft, Ending("failed", facts), self._answerer.now_ms())
 
     def _run(self, draft: Draft, limit_s: float) -> Answer:
         started = self._answerer.now_ms()

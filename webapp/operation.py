@@ -61,14 +61,15 @@ def _gauges(parts: Services) -> Iterator[tuple[str, str, dict[str, str], float]]
             yield "aqr_fleet_jobs_running", "Jobs held by a worker", {"tier": tier}, depth["running"]
             alive = len(parts.presence.workers(tier))
             yield "aqr_fleet_workers", "Worker processes alive", {"tier": tier}, alive
-        said = parts.presence.recorder()
+        said, unrecorded = parts.presence.recorder(), parts.ledger.unrecorded_hits()
+        letters = parts.dead_letters.count()
     except RedisError:
         yield "aqr_fleet_redis_up", "Whether Redis answers", {}, 0
         return
     yield "aqr_fleet_redis_up", "Whether Redis answers", {}, 1
     yield from _lane_gauges(parts)
-    yield "aqr_fleet_dead_letters", "Dead letters that may be replayed", {}, parts.dead_letters.count()
-    yield "aqr_fleet_unrecorded_hits", "Hits answered but not recorded", {}, parts.ledger.unrecorded_hits()
+    yield "aqr_fleet_dead_letters", "Dead letters that may be replayed", {}, letters
+    yield "aqr_fleet_unrecorded_hits", "Hits answered but not recorded", {}, unrecorded
     if said:
         yield "aqr_fleet_events_waiting", "Events not yet in SQL", {}, said["waiting_events"]
 
