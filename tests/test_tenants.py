@@ -76,12 +76,13 @@ def stripped(response: Any) -> tuple[int, dict[str, Any]]:
 
 
 @pytest.mark.usefixtures("worker")
-def test_another_tenants_job_does_not_exist(key_of: Callable[..., As]) -> None:
+def test_another_tenants_job_and_its_stream_do_not_exist(key_of: Callable[..., As]) -> None:
     ann, bob = key_of("ann"), key_of("bob")
     job_id = ann.ask().json["id"]
     assert ann.call("GET", f"/api/v1/jobs/{job_id}").status_code == 200
 
-    for method, path in (("GET", "/api/v1/jobs/{}"), ("POST", "/api/v1/jobs/{}/cancel")):
+    paths = (("GET", "/api/v1/jobs/{}"), ("GET", "/api/v1/jobs/{}/events"), ("POST", "/api/v1/jobs/{}/cancel"))
+    for method, path in paths:
         assert stripped(bob.call(method, path.format(job_id))) == stripped(bob.call(method, path.format("nope")))
 
 

@@ -38,7 +38,9 @@ from webapp.schema import (
     QueryBody,
 )
 from webapp.service import services
+from webapp.stream import job_stream
 from webapp.view import answer_body, job_body, json_response, lost_sight_body, poll_after
+from webapp.waiter import NoSlot
 
 REPEATED = {"Idempotency-Replayed": "true"}
 
@@ -104,6 +106,27 @@ def cancel_job(path: JobPath) -> Response:
         if said not in ("cancelled", "cancelling"):
             raise Problem("job_ended", f"The job has ended before: {said}.")
         return _job_response(visible_job(path.id))
+    except RedisError:
+        raise _jobs_away() from None
+
+
+@api.get(
+    "/jobs/<string:id>/events",
+    summary="Follow a job",
+    responses={
+        200: {
+            "description": "Server-sent events: one for each change, named by the status, with the job as its data",
+            "content": {"text/event-stream": {"schema": {"type": "string"}}},
+        },
+        **problems(404, 422, 500, 503),
+    },
+)
+def follow_job(path: JobPath) -> Response:
+    """The job now and whenever it changes, until it has ended. `Last-Event-ID` says what the client has seen."""
+    try:
+        return job_stream(visible_job(path.id), request.headers.get("Last-Event-ID", ""), services())
+    except NoSlot:
+        raise Problem("overloaded", "As many requests wait here as may; poll the job instead.", retry_after=1) from None
     except RedisError:
         raise _jobs_away() from None
 

@@ -46,6 +46,7 @@ ACCESS: tuple[tuple[str, Access], ...] = (
     ("/api/v1/query", _any_of("query")),
     ("/api/v1/classify", _any_of("query", "read")),
     ("/api/v1/jobs/<string:id>", _any_of("query", "read")),
+    ("/api/v1/jobs/<string:id>/events", _any_of("query", "read")),
     ("/api/v1/jobs/<string:id>/cancel", _any_of("query")),
     ("/api/v1/metrics", _any_of("read")),
     ("/api/v1/keys*", _any_of("admin")),

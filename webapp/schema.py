@@ -99,6 +99,7 @@ class QueryAnswer(BaseModel):
 class Links(BaseModel):
     self: str
     cancel: str
+    events: str
 
 
 class Timings(BaseModel):

@@ -61,7 +61,8 @@ def job_body(job: Job, parts: Services) -> dict[str, Any]:
 
 
 def _links(job_id: str) -> dict[str, str]:
-    return {"self": f"/api/v1/jobs/{job_id}", "cancel": f"/api/v1/jobs/{job_id}/cancel"}
+    path = f"/api/v1/jobs/{job_id}"
+    return {"self": path, "cancel": f"{path}/cancel", "events": f"{path}/events"}
 
 
 def lost_sight_body(job_id: str) -> dict[str, Any]:

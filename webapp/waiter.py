@@ -5,7 +5,7 @@ import threading
 import time
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 
 from redis import RedisError
 
@@ -55,6 +55,28 @@ class CompletionListener:
                 event.set()
 
 
+class NoSlot(Exception):
+    """As many requests wait in this process as may."""
+
+
+class Watch:
+    """A job under observation: iterating gives it as it is about once a second, and at once when it ends, until it has
+    ended, the time is up, or the process stops. Holds a slot until it is closed. Redis errors pass through.
+    """
+
+    def __init__(self, look: Callable[[], Job | None], ended: threading.Event, until: float, parts: ExitStack) -> None:
+        self._look, self._ended, self._until = look, ended, until
+        self.close = parts.close
+
+    def __iter__(self) -> Iterator[Job]:
+        while job := self._look():
+            yield job
+            if not job.is_open or time.monotonic() >= self._until or is_draining():
+                return
+            self._ended.wait(SLICE_S)
+            self._ended.clear()
+
+
 class Waiter:
     """A bounded number of waits per process, so that cache hits always find a free thread."""
 
@@ -75,6 +97,15 @@ class Waiter:
                 return self._watch(lambda: self._ledger.job(job_id), ended, time.monotonic() + seconds)
         finally:
             self._slots.release()
+
+    def follow(self, job_id: str, seconds: float, leader: str | None = None) -> Watch:
+        """Watch a job for so long at most. Raises NoSlot."""
+        if not self._slots.acquire(blocking=False):
+            raise NoSlot
+        parts = ExitStack()
+        parts.callback(self._slots.release)
+        ended = parts.enter_context(self._listener.watch(leader or job_id))
+        return Watch(lambda: self._ledger.job(job_id), ended, time.monotonic() + seconds, parts)
 
     @staticmethod
     def _watch(look: Callable[[], Job | None], ended: threading.Event, until: float) -> Job | None:
