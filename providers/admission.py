@@ -65,7 +65,7 @@ def await_grant(admission: Admission, errand: Errand, lineup: Lineup) -> Grant |
             return answer
         if refusal := _refusal(answer, target, errand):
             return refusal
-        errand.signal.wait(min(_sleep_s(answer.seconds), max(0.0, errand.remaining_s)))
+        errand.signal.wait(min(sleep_s(answer.seconds), max(0.0, errand.remaining_s)))
 
 
 def _ask(admission: Admission, errand: Errand, lineup: Lineup) -> Grant | Wait:
@@ -86,7 +86,7 @@ def _refusal(wait: Wait, target: Target, errand: Errand) -> ProviderError | None
     return None
 
 
-def _sleep_s(seconds: float) -> float:
+def sleep_s(seconds: float) -> float:
     """A little longer than asked, by chance, so that those who wait do not all ask at once."""
     jitter = min(seconds * JITTER_SHARE, LONGEST_JITTER_S)
     return max(SHORTEST_SLEEP_S, min(seconds, LONGEST_SLEEP_S)) + random.uniform(0, jitter)  # noqa: S311 - no secret

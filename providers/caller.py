@@ -7,12 +7,13 @@ from dataclasses import dataclass, replace
 
 from providers.abort import AbortSignal
 from providers.admission import Admission, Errand
-from providers.wire import Answered, Provider, max_completion_tokens
+from providers.facts import ProviderFacts
+from providers.wire import Provider, max_completion_tokens
 from routing.catalogue import Catalogue
 from routing.errors import Aftermath, CallAborted, KeyRejected, ProviderError
 from routing.estimate import estimate_prompt_tokens
 from routing.lane import CallReport, Grant, Lane, RateLimits
-from routing.query import Attempt, Completion, Target, Usage
+from routing.query import Attempt, Completion, Usage
 
 logger = logging.getLogger(__name__)
 
@@ -60,20 +61,15 @@ class Caller:
         """The granted lane's answer or error. A bug passes through, and even then the grant is given back."""
         lane, start = grant.lane, self.start()
         report = CallReport(ProviderError.code, 0.0)
-        result: Completion | ProviderError
         try:
-            try:
-                answered = self._complete(lane, errand, signal)
-                result, limits, usage = answered.completion, answered.limits, answered.completion.usage
-            except ProviderError as error:
-                result, limits, usage = error, error.aftermath.limits, error.aftermath.usage
+            result, limits = self._complete(lane, errand, signal)
             called = self.record(lane, errand, start, result)
-            report = _report(called, usage, limits)
+            report = _report(called, limits)
         finally:
             self._admission.settle(grant, report)
         if isinstance(result, KeyRejected):
-            fields = {"event": "provider.key_rejected", **self._fields(lane), "status": result.status}
-            logger.error("%s rejects the key %s", self._name(lane.target), lane.key_id, extra=fields)
+            fields = {"event": "provider.key_rejected", **_fields(lane), "status": result.status}
+            logger.error("%s rejects the key %s", self._facts(lane).display_name, lane.key_id, extra=fields)
         return called
 
     def lost(self, lane: Lane, errand: Errand, start: Start) -> Called:
@@ -82,58 +78,68 @@ class Caller:
         return self.record(lane, errand, start, error)
 
     def record(self, lane: Lane, errand: Errand, start: Start, result: Completion | ProviderError) -> Called:
-        target = lane.target
+        """The call with its attempt, which says what it cost or, where nobody knows, may have cost at most."""
+        target, tier = lane.target, errand.tier
         attempt = Attempt(target.provider, target.model, start.at_ms, start.elapsed_ms, outcome="ok", status=200)
         if isinstance(result, Completion):
-            cost_usd = self._catalogue.cost_usd(target, result.usage, errand.tier)
-            return Called(lane, result, replace(attempt, usage=result.usage, cost_usd=cost_usd, billing="billed"))
-        return Called(lane, result, self._failed(attempt, target, errand, result))
+            attempt = replace(attempt, usage=result.usage, billing="billed")
+        else:
+            attempt = _failed(attempt, result)
+        if attempt.billing == "billed":
+            attempt = replace(attempt, cost_usd=self._catalogue.cost_usd(target, attempt.usage, tier))
+        elif attempt.billing == "unknown":
+            most = self._catalogue.cost_usd(target, self._most(lane, errand), tier)
+            attempt = replace(attempt, possible_cost_usd=most)
+        return Called(lane, result, attempt)
 
-    def _failed(self, attempt: Attempt, target: Target, errand: Errand, error: ProviderError) -> Attempt:
-        billing, usage = error.aftermath.billing, error.aftermath.usage
-        is_billed, is_unknown = billing == "billed", billing == "unknown"
-        most = self._most(target, errand) if is_unknown else None
-        return replace(
-            attempt,
-            outcome=error.code,
-            status=error.status,
-            detail=error.detail,
-            said=error.said,
-            usage=usage,
-            cost_usd=self._catalogue.cost_usd(target, usage, errand.tier) if is_billed else 0.0,
-            billing=billing,
-            possible_cost_usd=self._catalogue.cost_usd(target, most, errand.tier) if is_unknown else 0.0,
-        )
+    def _most(self, lane: Lane, errand: Errand) -> Usage:
+        longest = max_completion_tokens(errand.query, errand.tier, self._facts(lane).max_tokens_cap)
+        return Usage(estimate_prompt_tokens(errand.query), longest)
 
-    def _most(self, target: Target, errand: Errand) -> Usage:
-        cap = self._providers[target.provider].facts.max_tokens_cap
-        return Usage(estimate_prompt_tokens(errand.query), max_completion_tokens(errand.query, errand.tier, cap))
-
-    def _complete(self, lane: Lane, errand: Errand, signal: AbortSignal) -> Answered:
-        provider = self._providers[lane.target.provider]
+    def _complete(
+        self, lane: Lane, errand: Errand, signal: AbortSignal
+    ) -> tuple[Completion | ProviderError, RateLimits | None]:
+        facts = self._facts(lane)
         logger.info(
             "Calling %s with model: %s",
-            provider.facts.display_name,
+            facts.display_name,
             lane.target.model,
-            extra={"event": "provider.called", **self._fields(lane), "tier": errand.tier.name},
+            extra={"event": "provider.called", **_fields(lane), "tier": errand.tier.name},
         )
-        timeout_s = provider.facts.timeout_s or errand.tier.timeout_s
-        deadline = min(errand.deadline, time.monotonic() + timeout_s)
-        return provider.complete(lane, errand.query, errand.tier, deadline, signal)
+        deadline = min(errand.deadline, time.monotonic() + (facts.timeout_s or errand.tier.timeout_s))
+        provider = self._providers[lane.target.provider]
+        try:
+            answered = provider.complete(lane, errand.query, errand.tier, deadline, signal)
+        except ProviderError as error:
+            return error, error.aftermath.limits
+        return answered.completion, answered.limits
 
-    def _name(self, target: Target) -> str:
-        return self._providers[target.provider].facts.display_name
-
-    @staticmethod
-    def _fields(lane: Lane) -> dict[str, object]:
-        return {"provider": lane.target.provider, "model": lane.target.model, "key_id": lane.key_id}
+    def _facts(self, lane: Lane) -> ProviderFacts:
+        return self._providers[lane.target.provider].facts
 
 
-def _report(called: Called, usage: Usage | None, limits: RateLimits | None) -> CallReport:
+def _failed(attempt: Attempt, error: ProviderError) -> Attempt:
+    return replace(
+        attempt,
+        outcome=error.code,
+        status=error.status,
+        detail=error.detail,
+        said=error.said,
+        usage=error.aftermath.usage,
+        billing=error.aftermath.billing,
+    )
+
+
+def _report(called: Called, limits: RateLimits | None) -> CallReport:
+    attempt, result = called.attempt, called.result
     return CallReport(
-        called.attempt.outcome,
-        called.attempt.latency_ms,
-        tokens=usage.total_tokens if usage else None,
-        retry_after_s=called.result.retry_after if isinstance(called.result, ProviderError) else None,
+        attempt.outcome,
+        attempt.latency_ms,
+        tokens=attempt.usage.total_tokens if attempt.usage else None,
+        retry_after_s=result.retry_after if isinstance(result, ProviderError) else None,
         limits=limits,
     )
+
+
+def _fields(lane: Lane) -> dict[str, object]:
+    return {"provider": lane.target.provider, "model": lane.target.model, "key_id": lane.key_id}

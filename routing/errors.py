@@ -4,7 +4,7 @@ RouterError
 ├─ NoTargets                          nothing is configured that could answer
 ├─ AllTargetsFailed                   every target was tried; carries the attempts
 └─ ProviderError          retryable  try_next
-   ├─ TargetThrottled        yes        yes     429: slow down, this target only
+   ├─ TargetThrottled        yes        yes     429: slow down, this lane only
    ├─ TargetOverloaded       yes        yes     498, 5xx: their capacity
    ├─ TargetUnreachable      yes        yes     refused, DNS, TLS, cut before an answer
    ├─ TargetTimedOut         yes        yes     no whole answer in time

@@ -58,7 +58,21 @@ def test_it_falls_back_when_the_first_provider_is_overloaded(rig: Rig) -> None:
 
 
 @pytest.mark.parametrize(
-    "fault", ["429", "498", "401", "413", "reset", "html", "empty", "content_filter", "refusal", "odd_finish"]
+    "fault",
+    [
+        *("429", "498", "401", "413", "reset", "cut", "cut_chunk", "garbage", "endless", "bomb", "bad_json"),
+        *(
+            "deep_json",
+            "not_an_object",
+            "html",
+            "no_choices",
+            "empty",
+            "null",
+            "content_filter",
+            "refusal",
+            "odd_finish",
+        ),
+    ],
 )
 def test_it_falls_back_from_whatever_another_target_may_do_better(rig: Rig, fault: str) -> None:
     rig.fake.fail_next("groq", Fault.parse(fault))

@@ -8,8 +8,10 @@ import subprocess
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import suppress
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
+from unittest.mock import ANY
+from urllib.parse import urlsplit
 
 import pytest
 
@@ -345,6 +347,39 @@ def test_a_call_that_is_aborted_before_it_starts_sends_nothing(client: HttpClien
     assert fake.calls["groq"] == 0
 
 
+def test_a_call_is_aborted_while_it_connects(client: HttpClient) -> None:
+    with server_that_does_not_accept() as url:
+        call = client.open(url, {}, b"", time.monotonic() + 20)
+        ended: list[ClientError] = []
+        before = connecting_to(url)
+        waiting = threading.Thread(target=read_to_the_end, args=(call, ended))
+        waiting.start()
+        wait_until(lambda: connecting_to(url) > before)
+
+        call.abort()
+        waiting.join(0.5)
+
+    assert [(type(error), error.is_sent) for error in ended] == [(Aborted, False)]
+
+
+def test_it_says_whether_anything_was_sent(client: HttpClient, fake: FakeProvider) -> None:
+    fake.fail_next("groq", Fault("silence"), Fault("cut"), Fault("endless"))
+    for _ in range(3):
+        with pytest.raises(ClientError) as caught:
+            post(client, fake, DEADLINE_S)
+        assert caught.value.is_sent
+
+    with server_that_does_not_accept() as url, pytest.raises(ClientError) as caught:
+        client.post(url, {}, b"", time.monotonic() + DEADLINE_S)
+    assert not caught.value.is_sent
+
+
+def test_an_error_status_is_a_reply_even_where_its_body_is_cut(client: HttpClient, fake: FakeProvider) -> None:
+    fake.fail_next("groq", Fault("cut_error", 503))
+
+    assert post(client, fake) == Reply(503, ANY, b"")
+
+
 def test_loopback_is_reached_without_the_proxy_of_the_environment(
     fake: FakeProvider, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -463,6 +498,24 @@ def read_to_the_end(call: Call, ended: list[ClientError]) -> None:
                 pass
     except ClientError as error:
         ended.append(error)
+
+
+@contextmanager
+def server_that_does_not_accept() -> Iterator[str]:
+    """A port whose queue of connections is full, so that further ones wait."""
+    with socket.create_server(("127.0.0.1", 0), backlog=0) as full, ExitStack() as waiting:
+        for _ in range(4):
+            one = waiting.enter_context(socket.socket())
+            one.setblocking(False)
+            one.connect_ex(full.getsockname())
+        yield f"http://127.0.0.1:{full.getsockname()[1]}/v1"
+
+
+def connecting_to(url: str) -> int:
+    """How many connections to the address wait for its answer (Linux's SYN_SENT)."""
+    port = f"{urlsplit(url).port:04X}"
+    rows = [line.split() for line in Path("/proc/net/tcp").read_text().splitlines()[1:]]
+    return sum(row[2].endswith(f":{port}") and row[3] == "02" for row in rows)
 
 
 def serve_until_hang_up(server: socket.socket, served: list[bytes]) -> None:
