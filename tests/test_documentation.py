@@ -32,3 +32,17 @@ def test_every_make_target_exists(page: Path) -> None:
     targets = set(re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
 
     assert set(re.findall(r"\bmake ([a-z]+(?:-[a-z]+)*)\b(?=`|$| #|\n)", page.read_text())) <= targets
+
+
+def test_every_promise_of_the_readme_names_a_test_that_exists() -> None:
+    text = (ROOT / "README.md").read_text()
+    promises = re.findall(r"^\| .+ \| .+ \| (.+) \|$", text.partition("held by |")[2].partition("###")[0], re.MULTILINE)
+    files = list((ROOT / "tests").rglob("test_*.py"))
+    known = {path.name for path in files} | set(
+        re.findall(r"^def (test_\w+)", "\n".join(path.read_text() for path in files), re.MULTILINE)
+    )
+    named = [name for held_by in promises for name in re.findall(r"`(test_[\w.]+)`", held_by)]
+
+    assert len(promises) > 20
+    assert set(named) <= known
+    assert all("`" in held_by for held_by in promises)
