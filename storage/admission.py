@@ -85,7 +85,7 @@ class Admission:
             self._clock(),
             grant.ticket,
             report.outcome,
-            report.latency_ms,
+            report.latency_ms if math.isfinite(report.latency_ms) else 0,
             _ms(report.retry_after_s),
             limits.max_in_flight,
             limits.breaker_failures,

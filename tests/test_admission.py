@@ -273,7 +273,7 @@ def test_those_who_wait_are_told_moments_one_after_the_other(make: Maker) -> Non
     waits = [refused(admission).seconds for _ in range(5)]
 
     assert waits == sorted(waits)
-    assert waits[-1] - waits[0] == pytest.approx(4 * 0.102, abs=0.01)
+    assert waits[-1] - waits[0] == pytest.approx(4 * 0.5 * 0.102, abs=0.01)
 
 
 def test_every_key_expires_by_itself(admission: Admission, redis: Redis, clock: Clock) -> None:

@@ -6,6 +6,7 @@ local now, nonce, tokens = clock(ARGV[1]), ARGV[2], tonumber(ARGV[3])
 local life, most = tonumber(ARGV[4]), tonumber(ARGV[5])
 local PROBE_POLL = 500
 local LONGEST_LINE = 1000  -- ms; see `place_in_line`
+local CLOSER = 0.5  -- twice as many askers as places, so that one who comes late leaves none unused
 
 local function survey(n)
   local lane_key, flights, key_key, gone = unpack(KEYS, 4 * n - 3, 4 * n)
@@ -27,15 +28,17 @@ local function survey(n)
   redis.call('ZREMRANGEBYSCORE', flights, '-inf', now)
   local flying, limit = redis.call('ZCARD', flights), limit_of(lane, most)
   local rate = rate_of(lane, per_minute)
-  seen.slot = rate and 1 / rate or math.max(1, (lane.latency or 50) / limit)
+  seen.slot = rate and 1 / rate or math.max(1, (lane.latency or 50) / limit)  -- ms from one free place to the next
   if flying >= math.floor(limit) then hold(now + math.ceil(seen.slot), 'busy') end
   if rate and (lane.tat or 0) - SPREAD > now then
     hold(lane.tat - SPREAD, 'busy')
     lane.held_at = now
   end
   local flown = flown_in(flights)
-  hold(quota_ready(lane, 'requests', 1, flown, now), 'busy')
-  hold(quota_ready(lane, 'tokens', tokens, flown, now), 'busy')
+  for kind, need in pairs({requests = 1, tokens = tokens}) do
+    hold(quota_ready(lane, kind, need, flown, now), 'busy')
+    seen.slot = math.max(seen.slot, lane[kind .. '_flow'] and need / lane[kind .. '_flow'] or 0)
+  end
   seen.rate, seen.flying = rate, flying
   return seen
 end
@@ -49,7 +52,7 @@ local function grant(seen)
   for _, state in ipairs({lane, seen.key}) do
     if state.open_until then state.probe, state.probe_in, is_probe = ticket, seen.flights, 1 end
   end
-  if seen.rate then lane.tat = math.max(now, lane.tat or 0) + seen.slot end
+  if seen.rate then lane.tat = math.max(now, lane.tat or 0) + 1 / seen.rate end
   quota_spend(lane, 'requests', 1, now)
   quota_spend(lane, 'tokens', tokens, now)
   count_served(lane, now)
@@ -62,7 +65,7 @@ end
 -- It is no claim: whoever asks when the lane is free gets it.
 local function place_in_line(seen)
   local lane = seen.lane
-  local at = math.max(seen.ready, (lane.line_end or 0) + seen.slot)
+  local at = math.max(seen.ready, (lane.line_end or 0) + CLOSER * seen.slot)
   if at > seen.ready + LONGEST_LINE then at = seen.ready end
   lane.line_end = at
   return at

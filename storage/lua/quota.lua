@@ -22,7 +22,8 @@ local function quota_ready(lane, kind, need, flown, now)
       return now
     end
     -- A new window. What is in flight may be counted in it; what those calls' replies say is of the old one.
-    lane[kind .. '_left'], lane[kind .. '_at'] = math.max(limit - flown()[kind], need), now
+    local is_new = lane[kind .. '_span'] < LONGEST_RESET  -- else one call is tried, and its reply knows
+    lane[kind .. '_left'], lane[kind .. '_at'] = is_new and math.max(limit - flown()[kind], need) or need, now
     lane[kind .. '_least'], lane[kind .. '_seq'] = limit, lane.seq
     lane[kind .. '_reset'] = now + lane[kind .. '_span']
     return now

@@ -56,10 +56,10 @@ local function learn_rate(lane, per_minute, now)
   local long = math.min(math.max(2 * (lane.hold or 0), LONG_HOLD), LONGEST_RATE_HOLD)
   if not (rate and is_kept_back(lane, lane.event_at)) then
     local served = served_rate(lane)
-    if served then set_rate(lane, math.min(0.97 * served, lane.rate or math.huge), lane.stride, now) end
+    if served then set_rate(lane, math.min(0.975 * served, lane.rate or math.huge), lane.stride, now) end
     lane.is_rough = 1
   elseif lane.strikes > 1 or lane.is_rough and not lane.good then
-    set_rate(lane, (lane.strikes > 2 and 0.8 or 0.95) * rate, lane.stride, now)
+    set_rate(lane, rate * (1 - 0.05 * math.max(1, math.min(lane.strikes - 1, 4))), lane.stride, now)
     lane.is_rough = 1
   elseif not lane.good then
     set_rate(lane, 0.985 * rate, math.max(lane.hold or 0, LONG_HOLD), now)

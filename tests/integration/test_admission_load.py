@@ -1,7 +1,7 @@
 """Shared admission against providers with hard limits: twice the load they carry, over real HTTP and a real Valkey.
 
-Required of the last `MEASURED_S` seconds, after each case's warm-up: fewer than 1 % of the calls are throttled, and at
-least 95 % of what the provider's limit allows is served.
+Required of `MEASURED_S` seconds after the warm-up: fewer than 1 % of the calls are throttled, and at least
+95 % of what the provider's limit allows is served.
 """
 
 import http.client
