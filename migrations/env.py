@@ -37,7 +37,7 @@ given = context.config.attributes.get("connection")
 if given is not None:
     migrate(given)
 else:
-    engine = build_engine(load_settings().database_url)
+    engine = build_engine(load_settings().sql_url)
     with connect(engine) as opened:
         migrate(opened)
     engine.dispose()

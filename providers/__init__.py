@@ -4,10 +4,11 @@ from collections.abc import Mapping
 
 from config import Settings
 from providers.client import HttpClient
+from providers.facts import ProviderFacts
 from providers.groq import GROQ
 from providers.local import LOCAL
 from providers.together import TOGETHER
-from providers.wire import Provider, ProviderFacts
+from providers.wire import Provider
 from routing.catalogue import load_catalogue
 
 PROVIDERS: Mapping[str, ProviderFacts] = {facts.name: facts for facts in (GROQ, TOGETHER, LOCAL)}
@@ -21,7 +22,7 @@ def build_providers(settings: Settings, *, pool_size: int) -> dict[str, Provider
         max_reply_bytes=settings.max_reply_bytes,
     )
     return {
-        name: Provider(facts, client, settings.base_url(name), next(iter(settings.keys(name)), None), load_catalogue())
+        name: Provider(facts, client, settings.base_url(name), settings.keys(name), load_catalogue())
         for name, facts in PROVIDERS.items()
         if settings.is_configured(name)
     }

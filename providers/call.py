@@ -18,7 +18,14 @@ CHUNK_BYTES = 64 * 1024
 
 
 class ClientError(Exception):
-    """A call without a whole reply. The text never holds a header or a body."""
+    """A call without a whole reply. The text never holds a header or a body.
+
+    `is_sent`: whether anything of the request went out, so that somebody may charge for it.
+    """
+
+    def __init__(self, text: str, *, is_sent: bool = False) -> None:
+        super().__init__(text)
+        self.is_sent = is_sent
 
 
 class ConnectFailed(ClientError):
@@ -80,13 +87,27 @@ class Call:
         self._is_aborted = True
         self._hold.shut()
 
+    def reply(self) -> Reply:
+        """Sends and reads the whole reply. An error status is as good as whole without its body.
+
+        Raises a ClientError where there is no reply.
+        """
+        with self:
+            try:
+                body = b"".join(self.chunks())
+            except (ReplyCut, ReplyTooLarge, DeadlinePassed):
+                if self.status < 400:
+                    raise
+                body = b""
+            return Reply(self.status, self.headers, body)
+
     def chunks(self) -> Iterator[bytes]:
         """The body as it arrives, decompressed. Raises a ClientError where it does not arrive whole."""
         size = 0
         while chunk := self._read():
             size += len(chunk)
             if size > self._max_reply_bytes:
-                raise ReplyTooLarge(f"the reply is over {self._max_reply_bytes} bytes")
+                raise ReplyTooLarge(f"the reply is over {self._max_reply_bytes} bytes", is_sent=True)
             yield chunk
 
     def __enter__(self) -> Self:
@@ -123,9 +144,12 @@ class Call:
 
     def _raise_if_over(self) -> None:
         if self._is_aborted:
-            raise Aborted("the call was aborted")
+            raise Aborted("the call was aborted", is_sent=self._hold.is_sent)
         if time.monotonic() >= self._deadline:
-            raise DeadlinePassed("no whole reply before the deadline")
+            raise self._late()
+
+    def _late(self) -> ClientError:
+        return DeadlinePassed("no whole reply before the deadline", is_sent=self._hold.is_sent)
 
     def _explained(self, error: Exception, kind: type[ClientError]) -> ClientError:
         try:
@@ -133,8 +157,8 @@ class Call:
         except ClientError as ending:
             return ending
         if isinstance(error, requests.ReadTimeout | ReadTimeoutError):
-            return DeadlinePassed("no whole reply before the deadline")
-        return kind(_reason(error))
+            return self._late()
+        return kind(_reason(error), is_sent=kind is ReplyCut)
 
 
 def broken_by(error: Exception) -> BaseException | None:

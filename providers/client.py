@@ -52,8 +52,7 @@ class HttpClient:
 
     def post(self, url: str, headers: Mapping[str, str], body: bytes, deadline: float) -> Reply:
         """The whole reply, whatever its status. Raises a ClientError where there is none."""
-        with self.open(url, headers, body, deadline) as call:
-            return Reply(call.status, call.headers, b"".join(call.chunks()))
+        return self.open(url, headers, body, deadline).reply()
 
     def close(self) -> None:
         """Closes the idle connections; calls in flight go on, and new ones may be made."""

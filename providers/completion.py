@@ -4,24 +4,41 @@ import json
 from typing import Any
 
 from providers.call import Reply
-from routing.errors import ReplyUnusable
+from routing.errors import Aftermath, ReplyUnusable
+from routing.lane import RateLimits
 from routing.query import Completion, Target, Usage
 
 MODEL_NAME_CHARS = 128  # what the analytics tables hold
 MAX_TOKENS_BILLED = 2**31 - 1  # likewise; more is no count of tokens
 
-FINISH_REASONS = {"eos": "stop"}
-"""Together's own words for OpenAI's."""
+FINISH_REASONS = {
+    "stop": "stop",
+    "eos": "stop",  # Together
+    "end_turn": "stop",
+    "stop_sequence": "stop",
+    "length": "length",
+    "max_tokens": "length",
+    "tool_calls": "tool_calls",
+    "function_call": "tool_calls",
+}
+"""Every word that ends an answer, in OpenAI's. Whatever else a provider says, it is not that the answer is whole."""
 
-UNUSABLE_FINISHES = {"content_filter", "error"}
 
+def read_completion(
+    target: Target, reply: Reply, limits: RateLimits | None = None, *, names_models: bool = True
+) -> Completion:
+    """The completion in a successful reply. Raises ReplyUnusable where there is none to be read.
 
-def read_completion(target: Target, reply: Reply, *, names_models: bool = True) -> Completion:
-    """The completion in a successful reply. Raises ReplyUnusable where there is none to be read."""
+    One that names its usage is charged all the same; of the others nobody knows.
+    """
+    usage = None
     try:
-        return _completion(target, _body(reply), names_models)
+        body = _body(reply)
+        usage = _usage(body.get("usage"))
+        return _completion(target, body, usage, names_models)
     except _Unusable as fault:
-        raise ReplyUnusable(target, str(fault), status=reply.status) from None
+        aftermath = Aftermath("billed" if usage else "unknown", usage, limits)
+        raise ReplyUnusable(target, str(fault), status=reply.status, aftermath=aftermath) from None
 
 
 def parse_json(body: bytes) -> Any:
@@ -44,7 +61,7 @@ class _Unusable(Exception):
 def _body(reply: Reply) -> dict[str, Any]:
     kind = reply.headers.get("Content-Type", "")
     if "json" not in kind.lower():
-        raise _Unusable(f"the reply is not JSON but {kind[:80] or 'of no type'}")
+        raise _Unusable(f"the reply is not JSON but {storable(kind[:80]) or 'of no type'}")
     try:
         body = parse_json(reply.body)
     except ValueError:
@@ -54,25 +71,38 @@ def _body(reply: Reply) -> dict[str, Any]:
     return body
 
 
-def _completion(target: Target, body: dict[str, Any], names_models: bool) -> Completion:
+def _completion(target: Target, body: dict[str, Any], usage: Usage | None, names_models: bool) -> Completion:
     match body.get("choices"):
-        case [{"message": {"content": content}} as choice, *_]:
-            said = choice.get("finish_reason")
+        case [{"message": dict(message)} as choice, *_]:
+            text, finish = _text(message), _finish(choice.get("finish_reason"))
         case _:
             raise _Unusable("the reply has no choices")
-    finish = FINISH_REASONS.get(said, said) if isinstance(said, str) else "stop"
-    if finish in UNUSABLE_FINISHES:
-        raise _Unusable(f"the answer was withheld (finish_reason {finish})")
-    if not isinstance(content, str) or not content.strip():
-        raise _Unusable(f"the answer is empty (finish_reason {finish[:20]})")
+    if not text.strip():
+        raise _Unusable(f"the answer is empty (finish_reason {finish})")
     model = body.get("model")
     is_name = names_models and isinstance(model, str) and 0 < len(model) <= MODEL_NAME_CHARS
     return Completion(
-        text=storable(content),
+        text=storable(text),
         model=storable(str(model)) if is_name else target.model,
         finish_reason=finish,
-        usage=_usage(body.get("usage")),
+        usage=usage,
     )
+
+
+def _text(message: dict[str, Any]) -> str:
+    if message.get("refusal"):
+        raise _Unusable("the model refused to answer")
+    content = message.get("content")
+    return content if isinstance(content, str) else ""
+
+
+def _finish(said: Any) -> str:
+    """Why the answer ends, in OpenAI's words; servers that do not say are taken to have ended it."""
+    if said is None:
+        return "stop"
+    if isinstance(said, str) and said in FINISH_REASONS:
+        return FINISH_REASONS[said]
+    raise _Unusable(f"the answer was withheld or is not whole (finish_reason {storable(str(said))[:20]})")
 
 
 def _usage(fields: Any) -> Usage | None:

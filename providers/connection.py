@@ -12,7 +12,6 @@ from requests.adapters import HTTPAdapter
 from urllib3 import HTTPConnectionPool, HTTPSConnectionPool, PoolManager
 from urllib3.connection import HTTPConnection, HTTPSConnection
 from urllib3.exceptions import NewConnectionError
-from urllib3.util.connection import create_connection
 
 _serving = threading.local()
 
@@ -21,13 +20,19 @@ class SocketHold:
     """A call's own descriptor of the socket that serves it; `shut` may come from any thread.
 
     It is a duplicate, because urllib3 wraps (TLS), closes and hands over its own descriptor when it sees fit.
+    `is_sent`: whether anything of a request was given to a connection; a proxy's tunnel counts too.
     """
 
     def __init__(self) -> None:
         self.is_reused = False
+        self.is_sent = False
         self._lock = threading.Lock()
         self._socket: socket.socket | None = None
         self._is_shut = False
+
+    @property
+    def is_shut(self) -> bool:
+        return self._is_shut
 
     def take(self, descriptor: int, *, is_reused: bool) -> None:
         with self._lock:
@@ -69,50 +74,70 @@ def serving(hold: SocketHold) -> Iterator[None]:
 
 
 class HeldConnection(HTTPConnection):
-    """Gives its socket to the hold of the call it serves, before TLS and before the request."""
+    """Gives its socket to the hold of the call it serves, before it connects, before TLS and before the request."""
 
     _hold: SocketHold | None = None
 
     def _new_conn(self) -> socket.socket:
+        if self._hold is not None:
+            self._hold.let_go()
+        self._hold = _serving.hold
         try:
-            connected = connect_within(self.timeout or 0, self._dns_host, self.port, self.socket_options)
+            return connect_within(self.timeout or 0, (self._dns_host, self.port), self.socket_options, self._hold)
         except OSError as error:
             raise NewConnectionError(self, str(error)) from error
-        self._pass_to(_serving.hold, connected.fileno(), is_reused=False)
-        return connected
 
     def request(self, *args: Any, **kwargs: Any) -> None:
         if self.sock is not None and self._hold is not _serving.hold:
-            self._pass_to(_serving.hold, self.sock.fileno(), is_reused=True)
+            # The call before us has read its whole reply, but its deadline must not strike our request.
+            if self._hold is not None:
+                self._hold.let_go()
+            self._hold = _serving.hold
+            self._hold.take(self.sock.fileno(), is_reused=True)
         super().request(*args, **kwargs)
 
-    def _pass_to(self, hold: SocketHold, descriptor: int, *, is_reused: bool) -> None:
-        # The call before us has read its whole reply, but its deadline must not strike our request.
+    def send(self, data: Any) -> None:
+        if self.sock is None:
+            self.connect()
         if self._hold is not None:
-            self._hold.let_go()
-        self._hold = hold
-        hold.take(descriptor, is_reused=is_reused)
+            self._hold.is_sent = True
+        super().send(data)
 
 
 class HeldTLSConnection(HeldConnection, HTTPSConnection):
     """The same over TLS, through a proxy's tunnel too."""
 
 
-def connect_within(seconds: float, host: str, port: int, options: Any) -> socket.socket:
+def connect_within(seconds: float, address: tuple[str, int], options: Any, hold: SocketHold) -> socket.socket:
     """A connected socket; `seconds` are shared by all of the host's addresses (urllib3 grants them to each).
 
-    The resolver's own time is not bounded: the system offers no way to interrupt it.
+    The hold has it from before it connects, so that this can be ended too. The resolver's own time is not bounded:
+    the system offers no way to interrupt it.
     """
     give_up = time.monotonic() + seconds
-    addresses = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
-    failure: OSError = OSError(f"{host} has no address")
-    for left, (*_, address) in zip(range(len(addresses), 0, -1), addresses, strict=True):
-        share = max(0.001, (give_up - time.monotonic()) / left)
+    found = socket.getaddrinfo(*address, type=socket.SOCK_STREAM)
+    failure: OSError = OSError(f"{address[0]} has no address")
+    for left, (family, kind, protocol, _, resolved) in zip(range(len(found), 0, -1), found, strict=True):
+        if hold.is_shut:
+            break
+        connecting = socket.socket(family, kind, protocol)
         try:
-            return create_connection((str(address[0]), port), share, socket_options=options)
+            connecting.settimeout(max(0.001, (give_up - time.monotonic()) / left))
+            _connect(connecting, resolved, options, hold)
         except OSError as error:
+            connecting.close()
             failure = error
+        else:
+            return connecting
     raise failure
+
+
+def _connect(connecting: socket.socket, address: Any, options: Any, hold: SocketHold) -> None:
+    for option in options or ():
+        connecting.setsockopt(*option)
+    hold.take(connecting.fileno(), is_reused=False)
+    connecting.connect(address)
+    hold.take(connecting.fileno(), is_reused=False)  # who shut it before it was connected has shut nothing
 
 
 class _HeldPool(HTTPConnectionPool):

@@ -1,6 +1,7 @@
-"""Groq: https://console.groq.com/docs/errors"""
+"""Groq: https://console.groq.com/docs/errors and https://console.groq.com/docs/rate-limits"""
 
-from providers.wire import STATUS_ERRORS, ProviderFacts
+from providers.facts import STATUS_ERRORS, ProviderFacts
+from providers.rate_limit import REQUESTS_AND_TOKENS
 from routing.errors import KeyRejected, ModelGone, PromptTooLong, TargetOverloaded
 
 GROQ = ProviderFacts(
@@ -19,5 +20,6 @@ GROQ = ProviderFacts(
         "organization_restricted": KeyRejected,  # 400
         "context_length_exceeded": PromptTooLong,
     },
+    limit_headers=REQUESTS_AND_TOKENS,  # requests of a day, tokens of a minute
     # No row for "rate_limit_exceeded": with 413 it says that this one prompt is over a minute's allowance.
 )

@@ -1,6 +1,6 @@
 """Together AI: https://docs.together.ai/docs/error-codes"""
 
-from providers.wire import STATUS_ERRORS, ProviderFacts
+from providers.facts import STATUS_ERRORS, ProviderFacts
 from routing.errors import ModelGone, PromptTooLong
 
 TOGETHER = ProviderFacts(
@@ -13,5 +13,12 @@ TOGETHER = ProviderFacts(
     code_errors={
         "model_not_available": ModelGone,
         "dedicated_endpoint_not_running": ModelGone,
+    },
+    limit_headers={  # per second; the dynamic ones follow what the traffic has earned
+        "requests_limit": ("x-ratelimit-limit-dynamic", "x-ratelimit-limit"),
+        "requests_remaining": ("x-ratelimit-remaining-dynamic", "x-ratelimit-remaining"),
+        "requests_reset_s": ("x-ratelimit-reset",),
+        "tokens_limit": ("x-tokenlimit-limit-dynamic", "x-tokenlimit-limit"),
+        "tokens_remaining": ("x-tokenlimit-remaining-dynamic", "x-tokenlimit-remaining"),
     },
 )

@@ -1,50 +1,32 @@
 """The OpenAI chat-completions wire that all providers speak: a query out, a completion or an error back."""
 
+import itertools
 import json
-import re
-import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Any
 
-from providers.call import Aborted, ClientError, ConnectFailed, DeadlinePassed, Reply, ReplyCut, ReplyTooLarge
+from providers.abort import AbortSignal
+from providers.call import Aborted, ClientError, ConnectFailed, DeadlinePassed, ReplyCut, ReplyTooLarge
 from providers.client import HttpClient
-from providers.completion import parse_json, read_completion, storable
-from providers.retry_after import retry_after
+from providers.completion import read_completion
+from providers.facts import ProviderFacts
+from providers.failure import read_failure
+from providers.key import key_id
+from providers.rate_limit import read_limits
 from routing.catalogue import Catalogue
 from routing.errors import (
+    Aftermath,
     CallAborted,
-    KeyRejected,
-    ModelGone,
-    PromptTooLong,
     ProviderError,
-    QueryRejected,
     ReplyUnusable,
-    TargetOverloaded,
-    TargetThrottled,
     TargetTimedOut,
     TargetUnreachable,
 )
+from routing.lane import Lane, RateLimits
 from routing.query import Completion, Query, Target
 from routing.tier import Tier
-
-SAID_CHARS = 300
-ERROR_CODE = re.compile(r"[A-Za-z0-9_.-]{1,64}")
-KEY_PREFIX_CHARS = 8
-
-STATUS_ERRORS: Mapping[int, type[ProviderError]] = MappingProxyType(
-    {
-        401: KeyRejected,
-        402: KeyRejected,
-        403: KeyRejected,
-        404: ModelGone,
-        408: TargetTimedOut,
-        413: PromptTooLong,
-        429: TargetThrottled,
-    }
-)
-"""What the statuses mean wherever a provider does not say otherwise."""
 
 CLIENT_ERRORS: Mapping[type[ClientError], type[ProviderError]] = MappingProxyType(
     {
@@ -58,97 +40,69 @@ CLIENT_ERRORS: Mapping[type[ClientError], type[ProviderError]] = MappingProxyTyp
 
 
 @dataclass(frozen=True, slots=True)
-class ProviderFacts:
-    """How one provider differs from the others.
+class Answered:
+    """A completion, and what its reply's headers say of the lane's allowance."""
 
-    `code_errors` go by the error's `code` or `type` and come before `status_errors`; other errors go by the
-    class of their status. `timeout_s` replaces the tier's. `names_models` is False where the reply's `model` is not a
-    model's name.
-    """
-
-    name: str
-    display_name: str
-    status_errors: Mapping[int, type[ProviderError]]
-    code_errors: Mapping[str, type[ProviderError]]
-    max_tokens_cap: int | None = None
-    timeout_s: float | None = None
-    names_models: bool = True
+    completion: Completion
+    limits: RateLimits | None = None
 
 
 class Provider:
-    """One provider, ready to be called; safe to share between threads."""
+    """One provider with all its keys, ready to be called; safe to share between threads."""
 
     def __init__(
-        self, facts: ProviderFacts, client: HttpClient, base_url: str, key: str | None, catalogue: Catalogue
+        self, facts: ProviderFacts, client: HttpClient, base_url: str, keys: Sequence[str], catalogue: Catalogue
     ) -> None:
         self.facts = facts
         self._client = client
         self._url = base_url.rstrip("/") + "/chat/completions"
-        self._key = (key or "").strip()
+        self._keys = {key_id(key.strip()): key.strip() for key in keys or ("",)}
         self._catalogue = catalogue
-        self._headers = {"Content-Type": "application/json", "Accept": "application/json"}
-        if self._key:
-            self._headers["Authorization"] = f"Bearer {self._key}"
+        self._turn = itertools.count()
 
-    def complete(self, target: Target, query: Query, tier: Tier, deadline: float) -> Completion:
-        """The target's answer; `deadline` is `time.monotonic()` seconds. Raises a ProviderError."""
-        body = json.dumps(self._payload(target, query, tier)).encode()
+    def key_ids(self) -> tuple[str, ...]:
+        """What stands for each key, "-" where there is none; each call begins with the next one."""
+        ids = tuple(self._keys)
+        first = next(self._turn) % len(ids)
+        return ids[first:] + ids[:first]
+
+    def complete(self, lane: Lane, query: Query, tier: Tier, deadline: float, signal: AbortSignal) -> Answered:
+        """The lane's answer; `deadline` is `time.monotonic()` seconds. Raises a ProviderError.
+
+        When another thread sets the signal, the connection is closed at once.
+        """
+        body = json.dumps(self._payload(lane.target, query, tier)).encode()
         try:
-            reply = self._client.post(self._url, self._headers, body, deadline)
+            call = self._client.open(self._url, self._headers(lane.key_id), body, deadline)
+            with signal.calling(call.abort):
+                reply = call.reply()
         except ClientError as error:
-            raise CLIENT_ERRORS[type(error)](target, str(error)) from None
+            billing = Aftermath("unknown" if error.is_sent else "free")
+            raise CLIENT_ERRORS[type(error)](lane.target, str(error), aftermath=billing) from None
+        limits = read_limits(reply.headers, self.facts.limit_headers)
         if reply.status >= 300:
-            raise self._failure(target, reply)
-        return read_completion(target, reply, names_models=self.facts.names_models)
+            raise read_failure(lane.target, reply, self.facts, tuple(self._keys.values()), limits)
+        return Answered(read_completion(lane.target, reply, limits, names_models=self.facts.names_models), limits)
+
+    def _headers(self, key: str) -> Mapping[str, str]:
+        headers = {"Content-Type": "application/json", "Accept": "application/json"}
+        return {**headers, "Authorization": f"Bearer {self._keys[key]}"} if self._keys[key] else headers
 
     def _payload(self, target: Target, query: Query, tier: Tier) -> dict[str, Any]:
         system = [{"role": "system", "content": query.system}] if query.system else []
         model = self._catalogue.get(target)
-        caps = (query.max_tokens, tier.max_tokens, self.facts.max_tokens_cap)
         payload = {
             "model": target.model,
             "messages": [*system, {"role": "user", "content": query.text}],
-            "max_tokens": min(cap for cap in caps if cap is not None),
+            "max_tokens": max_completion_tokens(query, tier, self.facts.max_tokens_cap),
             "temperature": query.temperature,
             "reasoning_effort": tier.reasoning_effort if model and model.is_reasoning else None,
             "stream": False,
         }
         return {field: value for field, value in payload.items() if value is not None}
 
-    def _failure(self, target: Target, reply: Reply) -> ProviderError:
-        error = _error_fields(reply)
-        kind = self._kind(reply.status, error)
-        code, message = error.get("code"), error.get("message")
-        named = f" {code}" if isinstance(code, str) and ERROR_CODE.fullmatch(code) else ""
-        return kind(
-            target,
-            f"HTTP {reply.status}{named}",
-            said=self._without_key(storable(str(message)))[:SAID_CHARS] if message else None,
-            status=reply.status,
-            retry_after=retry_after(reply.headers, time.time()) if kind is TargetThrottled else None,
-        )
 
-    def _kind(self, status: int, error: Mapping[str, Any]) -> type[ProviderError]:
-        for word in (error.get("code"), error.get("type")):
-            if isinstance(word, str) and word in self.facts.code_errors:
-                return self.facts.code_errors[word]
-        if status in self.facts.status_errors:
-            return self.facts.status_errors[status]
-        if status < 400:  # redirects are not followed: the key would travel
-            return ReplyUnusable
-        return QueryRejected if status < 500 else TargetOverloaded
-
-    def _without_key(self, text: str) -> str:
-        if not self._key:
-            return text
-        return re.sub(re.escape(self._key[:KEY_PREFIX_CHARS]) + r"\S*", "[key]", text)
-
-
-def _error_fields(reply: Reply) -> Mapping[str, Any]:
-    """The `error` object of an OpenAI-style body; empty where the body is anything else."""
-    try:
-        body = parse_json(reply.body)
-    except ValueError:
-        return {}
-    error = body.get("error") if isinstance(body, dict) else None
-    return error if isinstance(error, dict) else {"message": error}
+def max_completion_tokens(query: Query, tier: Tier, cap: int | None = None) -> int:
+    """The longest answer that a provider is asked for; `cap` is the provider's own."""
+    caps = (query.max_tokens, tier.max_tokens, cap)
+    return min(limit for limit in caps if limit is not None)

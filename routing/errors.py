@@ -7,7 +7,7 @@ RouterError
    ├─ TargetThrottled        yes        yes     429: slow down, this target only
    ├─ TargetOverloaded       yes        yes     498, 5xx: their capacity
    ├─ TargetUnreachable      yes        yes     refused, DNS, TLS, cut before an answer
-   ├─ TargetTimedOut         yes        yes     no whole answer in time; possibly billed
+   ├─ TargetTimedOut         yes        yes     no whole answer in time
    ├─ KeyRejected            no         yes     401, 402, 403: the key, not the query
    ├─ ModelGone              no         yes     404 model_not_found, 400 model_not_available …
    ├─ PromptTooLong          no         yes     another target may have a larger window
@@ -16,12 +16,15 @@ RouterError
    └─ QueryRejected          no         no      400, 422: the next target would refuse too
 
 `retryable`: may the same target succeed later? `try_next`: may another target succeed now?
+What the call may have cost all the same stands in `aftermath`.
 Statuses and codes: each provider's own table over `providers.wire`.
 """
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
-from routing.query import Attempt, Target
+from routing.lane import RateLimits
+from routing.query import Attempt, Billing, Target, Usage
 
 
 class RouterError(Exception):
@@ -34,6 +37,15 @@ class NoTargets(RouterError):
     """No provider is configured that could answer this tier."""
 
     code = "no_provider"
+
+
+@dataclass(frozen=True, slots=True)
+class Aftermath:
+    """What a failed call leaves: whether it was charged, the tokens its reply named, the limits its headers named."""
+
+    billing: Billing = "free"
+    usage: Usage | None = None
+    limits: RateLimits | None = None
 
 
 class ProviderError(RouterError):
@@ -55,6 +67,7 @@ class ProviderError(RouterError):
         said: str | None = None,
         status: int | None = None,
         retry_after: float | None = None,
+        aftermath: Aftermath = Aftermath(),
     ) -> None:
         super().__init__(f"{target}: {detail}")
         self.target = target
@@ -62,6 +75,7 @@ class ProviderError(RouterError):
         self.said = said
         self.status = status
         self.retry_after = retry_after
+        self.aftermath = aftermath
 
 
 class TargetThrottled(ProviderError):

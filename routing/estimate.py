@@ -1,11 +1,15 @@
-"""How many tokens a text may be, without a tokenizer: an estimate on the high side, for limits and budgets."""
+"""How many tokens a prompt may take, before a provider has counted them."""
 
 from routing.query import Query
 
-BYTES_PER_TOKEN = 3
-FRAME_TOKENS = 16
+ASCII_PER_TOKEN = 3  # English has four or five characters a token; code, numbers and rare words have fewer
+BYTES_PER_TOKEN = 2  # of other scripts' UTF-8: about one token for a Cyrillic letter, two for an emoji
+TEMPLATE_TOKENS = 80  # what a chat template adds: gpt-oss's own preamble is some 70
 
 
 def estimate_prompt_tokens(query: Query) -> int:
-    size = len(query.text.encode()) + len((query.system or "").encode())
-    return size // BYTES_PER_TOKEN + FRAME_TOKENS
+    """An estimate that is rather too high: it is for reserving, never for charging."""
+    text = query.text + (query.system or "")
+    length = len(text.encode("utf-8", "replace"))
+    plain = sum(map(str.isascii, text)) if length > len(text) else length
+    return TEMPLATE_TOKENS + -(-plain // ASCII_PER_TOKEN) + -(-(length - plain) // BYTES_PER_TOKEN)

@@ -1,7 +1,10 @@
 """The values that travel through the router: a query, its targets, attempts and completion."""
 
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, Literal
+
+Billing = Literal["billed", "free", "unknown"]
+"""Whether a call was charged: as its usage says, not at all, or nobody told us."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,8 +63,9 @@ class Attempt:
     """One call to one target and how it ended.
 
     `started_at` is Unix time in ms, `latency_ms` wall time of the call, `outcome` "ok" or an error code of
-    `routing.errors`, `status` the HTTP status where there was one, `cost_usd` what the call cost. `detail` is what
-    happened in our words, `said` the provider's own message, for the caller only.
+    `routing.errors`, `status` the HTTP status where there was one, `cost_usd` what the call cost and
+    `possible_cost_usd` what one of unknown billing may have cost at most. `detail` is what happened in our words,
+    `said` the provider's own message, for the caller only.
     """
 
     provider: str
@@ -75,6 +79,8 @@ class Attempt:
     usage: Usage | None = None
     cost_usd: float = 0.0
     number: int = 0
+    billing: Billing = "free"
+    possible_cost_usd: float = 0.0
 
     @property
     def told(self) -> str:
@@ -97,4 +103,6 @@ class Attempt:
             "said": self.said,
             "usage": self.usage.as_dict() if self.usage else None,
             "cost_usd": self.cost_usd,
+            "billing": self.billing,
+            "possible_cost_usd": self.possible_cost_usd,
         }

@@ -1,5 +1,6 @@
 """Answers as they are cached: one line for the record, one for the caller, so that a hit parses neither twice."""
 
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any, Self
 
@@ -54,8 +55,9 @@ class Answer:
             "stored_at": self.stored_at,
         }
 
-    def encode(self) -> bytes:
-        return orjson.dumps(self.facts) + b"\n" + orjson.dumps(asdict(self))
+    def encode(self, recorded: Mapping[str, Any] | None = None) -> bytes:
+        """As it is cached; `recorded` joins the facts in the line for the record."""
+        return orjson.dumps(self.facts | dict(recorded or {})) + b"\n" + orjson.dumps(asdict(self))
 
     @classmethod
     def decode(cls, stored: bytes) -> Self:
@@ -64,6 +66,14 @@ class Answer:
         fields["usage"] = Usage(**fields["usage"]) if fields["usage"] else None
         fields["signals"] = tuple(fields["signals"])
         return cls(**fields)
+
+
+SHARED = "shared"  # whose the cached answers are where tenants share them
+
+
+def owned(tenant: str, fingerprint: str) -> str:
+    """A fingerprint that says whose it is, so that one tenant's answers and flights can be found and erased."""
+    return f"{tenant}:{fingerprint}"
 
 
 def answer_key(fingerprint: str) -> str:

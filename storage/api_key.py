@@ -13,6 +13,7 @@ from sqlalchemy import Connection, Engine, Row, Select, select, update
 
 from clock import now_ms
 from routing.tier import TIER_NAMES
+from storage.answer import SHARED
 from storage.table import api_keys
 
 SCOPES = ("query", "read", "admin")
@@ -63,6 +64,8 @@ class KeyFacts:
     def __post_init__(self) -> None:
         if self.tenant != OPERATOR_TENANT and not re.fullmatch(TENANT_NAME, self.tenant):
             raise ValueError("tenant must be up to 64 letters, digits and ._- and begin with a letter or a digit")
+        if self.tenant == SHARED:
+            raise ValueError(f"no tenant may be called {SHARED}: answers that tenants share are kept under that name")
         # Names are printed to terminals.
         if not (0 < len(self.name) <= MAX_NAME_CHARS and self.name.isprintable()):
             raise ValueError(f"name must have 1 to {MAX_NAME_CHARS} characters, all of them printable")

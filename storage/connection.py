@@ -15,7 +15,6 @@ RedisClient: TypeAlias = Any
 
 HOT_TIMEOUT_S = 0.25
 PATIENT_TIMEOUT_S = 5.0
-SHARED = ("prelude", "line", "spend", "ending")  # Lua that is prepended to every script
 
 # What a full Redis (`noeviction`) may refuse. All other scripts run on beyond `maxmemory`, so that accepted jobs can
 # be claimed, kept, ended and recorded; the bounds of queues and streams keep that little.
@@ -52,10 +51,13 @@ def _client(url: str, timeout_s: float) -> RedisClient:
     return client
 
 
-def load_script(client: RedisClient, name: str) -> Script:
-    """The script `lua/<name>.lua` behind what all share, ready to be called by its hash. Needs Redis 7 or later."""
+def load_script(client: RedisClient, name: str, *shared: str) -> Script:
+    """The script `lua/<name>.lua` behind the prelude and other `shared` sources, ready to be called by its hash.
+
+    Needs Redis 7 or later.
+    """
     flags = "" if name in REFUSED_WHEN_FULL else "#!lua flags=allow-oom\n"
-    script: Script = client.register_script(flags + "".join(map(_source, (*SHARED, name))))
+    script: Script = client.register_script(flags + "".join(map(_source, ("prelude", *shared, name))))
     return script
 
 

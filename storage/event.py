@@ -16,26 +16,36 @@ SCHEMA_VERSION = 1
 ANALYTICS_TOPIC = "router.query-analytics"
 USAGE_TOPIC = "router.usage-log"
 TOPICS = (ANALYTICS_TOPIC, USAGE_TOPIC)
+ALERTS = ("breaker_opened", "breaker_closed", "key_rejected", "key_restored", "model_gone")
+LONGEST_KEY = 64  # of an event, as the table and the topic have it
 
 Row = dict[str, Any]
 
 
 @dataclass(slots=True)
 class Rows:
-    """Rows to write together. `opened` never replaces what is there, `ended` always does."""
+    """Rows to write together. `opened` never replaces what is there, `ended` always does.
+
+    Without `keeps_answers` the text of answers is left out, also where an entry brings it: a cached answer may be older
+    than the choice not to record it.
+    """
 
     opened: list[Row] = field(default_factory=list)
     ended: list[Row] = field(default_factory=list)
     attempts: list[Row] = field(default_factory=list)
     events: list[Row] = field(default_factory=list)
+    keeps_answers: bool = False
 
     def add(self, entry: Mapping[str, bytes]) -> None:
         """Expand one stream entry. Raises KeyError or ValueError on an entry that is none of ours."""
         _EXPANDERS[entry["kind"].decode()](entry, self)
 
+    def answer_text(self, facts: Row) -> str | None:
+        return facts.get("answer_text") if self.keeps_answers else None
 
-def rows_of(entries: Iterable[Mapping[str, bytes]]) -> Rows:
-    rows = Rows()
+
+def rows_of(entries: Iterable[Mapping[str, bytes]], *, keeps_answers: bool = False) -> Rows:
+    rows = Rows(keeps_answers=keeps_answers)
     for entry in entries:
         rows.add(entry)
     return rows
@@ -53,7 +63,7 @@ def _expand_hit(entry: Mapping[str, bytes], rows: Rows) -> None:
     caller, answer, at = orjson.loads(entry["caller"]), orjson.loads(entry["answer"]), _time(entry["at"])
     query = _query(caller | _routing(answer), caller["id"], at) | {"cache": "HIT"}
     query |= {"status": "completed", "ended_at": at, "baseline_usd": answer["baseline_usd"]}
-    query |= {"provider": answer["provider"], "model": answer["model"]}
+    query |= {"provider": answer["provider"], "model": answer["model"], "answer_text": rows.answer_text(answer)}
     rows.ended.append(query)
     facts = {**_routing(answer), "provider": query["provider"], "model": query["model"], "cost_usd": 0.0}
     rows.events.append(_event("query.cache_hit", query, caller["id"], at, facts))
@@ -71,6 +81,7 @@ def _expand_ended(entry: Mapping[str, bytes], rows: Rows) -> None:
         if query["id"] == payer:
             query |= _bill(facts, tries)
         query["queued_ms"] = max(0, int(entry["started_at"]) - asked["at"])
+        query["answer_text"] = rows.answer_text(facts)
         rows.ended.append(query)
         rows.events.append(_event(f"query.{status}", query, job_id, at, _ended_facts(query, facts), life=life))
         if status == "completed":
@@ -97,12 +108,25 @@ def _expand_replayed(entry: Mapping[str, bytes], rows: Rows) -> None:
     rows.events.append(event)
 
 
+def _expand_alert(entry: Mapping[str, bytes], rows: Rows) -> None:
+    """What happened to a lane. It is nobody's query, so it has no job and no tenant."""
+    kind, target, key_id = (entry[name].decode() for name in ("alert", "target", "key_id"))
+    if kind not in ALERTS:
+        raise ValueError(f"no such alert: {kind}")
+    provider, _, model = target.partition(":")
+    facts = {"provider": provider, "model": model, "key_id": key_id, **orjson.loads(entry["facts"])}
+    key = target[:LONGEST_KEY]
+    event_id = f"{key}#{key_id}.{kind}.{int(entry['at'])}"
+    rows.events.append(_envelope(event_id, f"provider.{kind}", ANALYTICS_TOPIC, key, _time(entry["at"]), facts))
+
+
 _EXPANDERS = {
     "accepted": _expand_accepted,
     "hit": _expand_hit,
     "ended": _expand_ended,
     "left": _expand_left,
     "replayed": _expand_replayed,
+    "alert": _expand_alert,
 }
 
 
@@ -221,7 +245,7 @@ def _envelope(event_id: str, kind: str, topic: str, key: str, at: datetime, fact
         "type": kind,
         "topic": topic,
         "key": key,
-        "tenant": facts.get("tenant"),
+        "tenant": facts.get("tenant") or None,
         "payload": head | facts,
         "occurred_at": at,
         "published_at": None,

@@ -24,6 +24,7 @@ from storage.name import (
 )
 from storage.quota import nano
 
+JOB_PARTS = ("line", "spend", "ending")  # Lua that the scripts about jobs share
 FLIGHT_GRACE_MS = 2_000  # how long a finished job still answers queries that missed the cache just before
 FLIGHT_MARGIN_MS = 30_000  # over the deadline: the flight must not end before its job
 
@@ -96,7 +97,7 @@ class Ledger:
             "reap",
             "replay",
         )
-        self._scripts = {name: load_script(client, name) for name in names}
+        self._scripts = {name: load_script(client, name, *JOB_PARTS) for name in names}
 
     def find(self, fingerprint: str, caller: bytes, rate: tuple[str, int] | None = None) -> bytes | int | None:
         """The cached answer, its use recorded in the same round trip; only where cache and ledger share a server.

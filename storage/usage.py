@@ -10,7 +10,6 @@ from storage.name import USAGE
 
 GROUP = "recorder"
 POISON = "aqr:usage:poison"
-POISON_KEPT = 10_000
 ABANDONED_AFTER_MS = 30_000
 FORGOTTEN_AFTER_MS = 3_600_000
 
@@ -24,11 +23,12 @@ class Entry:
 
 
 class UsageStream:
-    """One recorder's view of the stream. Redis errors pass through."""
+    """One recorder's view of the stream; it sets at most `max_poison` entries aside. Redis errors pass through."""
 
-    def __init__(self, client: RedisClient, consumer: str) -> None:
+    def __init__(self, client: RedisClient, consumer: str, max_poison: int = 10_000) -> None:
         self._client = client
         self._consumer = consumer
+        self._max_poison = max_poison
 
     def open(self) -> None:
         """Make the consumer group where it is missing (first start, or a Redis that was emptied)."""
@@ -48,12 +48,12 @@ class UsageStream:
     def read(self, at_most: int, block_ms: int) -> list[Entry]:
         """The next new entries, waiting up to `block_ms` for the first."""
         found = self._client.xreadgroup(GROUP, self._consumer, {USAGE: ">"}, count=at_most, block=block_ms)
-        return _entries(stream_entries(found))
+        return entries_of(stream_entries(found))
 
     def take_over(self, at_most: int) -> list[Entry]:
         """Entries that a recorder (this one before a restart, or another) read and never acknowledged."""
         reply = self._client.xautoclaim(USAGE, GROUP, self._consumer, ABANDONED_AFTER_MS, "0-0", count=at_most)
-        return _entries(reply[1])
+        return entries_of(reply[1])
 
     def acknowledge(self, entries: list[Entry]) -> None:
         """Forget entries that are safe in SQL."""
@@ -65,7 +65,7 @@ class UsageStream:
 
     def set_aside(self, entry: Entry, reason: str) -> None:
         """Keep an entry that can never be recorded for a person to look at, and go on."""
-        self._client.xadd(POISON, {**entry.fields, "reason": reason}, maxlen=POISON_KEPT)
+        self._client.xadd(POISON, {**entry.fields, "reason": reason}, maxlen=self._max_poison, approximate=False)
         self.acknowledge([entry])
 
     def waiting(self) -> int:
@@ -73,7 +73,7 @@ class UsageStream:
         return int(self._client.xlen(USAGE))
 
 
-def _entries(found: Sequence[tuple[bytes, Mapping[bytes, bytes] | None]]) -> list[Entry]:
+def entries_of(found: Sequence[tuple[bytes, Mapping[bytes, bytes] | None]]) -> list[Entry]:
     return [
         Entry(entry_id, {name.decode(): value for name, value in fields.items()})
         for entry_id, fields in found

@@ -38,7 +38,8 @@ class Leases(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Answerer:
-    """Answers the jobs of a tier, whose turn it is. `cache` is the answers' Redis where that is not the ledger's own.
+    """Answers the jobs of a tier, whose turn it is. `cache` is the answers' Redis where that is not the ledger's own;
+    `records_text` lets the text of answers travel to the record.
 
     `now_ms` is Unix time in ms, `sleep` waits between tries to finish while Redis is away.
     """
@@ -50,6 +51,7 @@ class Answerer:
     leases: Leases
     worker: str
     cache: AnswerCache | None = None
+    records_text: bool = False
     now_ms: Callable[[], int] = now_ms
     sleep: Callable[[float], None] = time.sleep
 
@@ -94,10 +96,11 @@ class Answerer:
         )
         attempts = [attempt.as_dict() for attempt in outcome.attempts]
         provider_ms = sum(attempt.latency_ms for attempt in outcome.attempts)
+        text = {"answer_text": answer.response} if self.records_text else {}
         return Ending(
             status="completed",
-            answer=answer.encode(),
-            facts={**answer.facts, "provider_ms": provider_ms},
+            answer=answer.encode(text),
+            facts={**answer.facts, "provider_ms": provider_ms, **text},
             attempts=attempts,
             cache=_cache_entry(outcome, tier, payload["cache"]),
             **charges(attempts),

@@ -5,12 +5,12 @@ from datetime import UTC, datetime
 
 from clock import now_ms
 from config import Settings
-from providers import build_providers
+from providers import PROVIDERS, build_providers
 from providers.chain import Chain
 from routing.catalogue import load_catalogue
 from routing.tier import Tier
+from storage.admission import Admission, AdmissionLimits
 from storage.answer import AnswerCache
-from storage.board import SharedBoard
 from storage.connection import RedisClient
 from storage.ledger import Ledger, LedgerLimits
 from tasks.answer import Answerer, Leases
@@ -42,10 +42,25 @@ def build_tiers(settings: Settings) -> dict[str, Tier]:
     return resolve_tiers(settings, load_catalogue(), datetime.now(UTC).date())
 
 
+def build_admission(settings: Settings, client: RedisClient) -> Admission:
+    given = {name: settings.requests_per_minute(name) for name in PROVIDERS}
+    return Admission(
+        client,
+        AdmissionLimits(
+            requests_per_minute={name: limit for name, limit in given.items() if limit},
+            max_in_flight=settings.max_calls_in_flight,
+            breaker_failures=settings.breaker_failures,
+            breaker_open_ms=_ms(settings.breaker_open_seconds),
+            max_unrecorded_events=settings.max_unrecorded_events,
+        ),
+    )
+
+
 def build_answerer(
     settings: Settings,
     ledger: Ledger,
     leases: Leases,
+    admission: Admission,
     *,
     tiers: Mapping[str, Tier],
     cache: AnswerCache | None,
@@ -55,8 +70,8 @@ def build_answerer(
     """The answerer of a worker, or of a web process that answers inline; `pool_size` = calls at the same time."""
     catalogue = load_catalogue()
     providers = build_providers(settings, pool_size=pool_size)
-    chain = Chain(providers, catalogue, SharedBoard(ledger.client), now_ms=now_ms)
-    return Answerer(ledger, chain, tiers, catalogue, leases, worker, cache)
+    chain = Chain(providers, catalogue, admission, now_ms=now_ms, hedging=settings.hedging)
+    return Answerer(ledger, chain, tiers, catalogue, leases, worker, cache, settings.record_answer_text)
 
 
 def _ms(seconds: float) -> int:

@@ -51,13 +51,20 @@ def price(report: TargetReport) -> str:
 
 
 def ask_provider(settings: Settings, provider: str) -> tuple[str, set[str]]:
-    """What is wrong with a provider (or nothing), and the models it lists (none where it does not say)."""
-    key = next(iter(settings.keys(provider)), None)
+    """What is wrong with a provider or any of its keys (or nothing), and the models it lists (none where unsaid)."""
+    keys = settings.keys(provider) or ("",)
+    names = ["the key"] if len(keys) == 1 else [f"key {n} of {len(keys)}" for n in range(1, len(keys) + 1)]
+    found = [_ask_with(settings, provider, key, name) for key, name in zip(keys, names, strict=True)]
+    troubles = dict.fromkeys(trouble for trouble, _ in found if trouble)
+    return ", ".join(troubles), set().union(*(listed for _, listed in found))
+
+
+def _ask_with(settings: Settings, provider: str, key: str, name: str) -> tuple[str, set[str]]:
     headers = {"Authorization": f"Bearer {key}"} if key else {}
     try:
         reply = requests.get(settings.base_url(provider) + "/models", headers=headers, timeout=PROVIDER_TIMEOUT_S)
         if reply.status_code in (401, 402, 403):
-            return f"refuses the key (HTTP {reply.status_code})", set()
+            return f"refuses {name} (HTTP {reply.status_code})", set()
         reply.raise_for_status()
         body = reply.json()
         listed = body["data"] if isinstance(body, dict) else body  # Together lists without an envelope
@@ -70,7 +77,7 @@ def ask_provider(settings: Settings, provider: str) -> tuple[str, set[str]]:
 
 def check_parts(settings: Settings) -> Iterator[tuple[str, str]]:
     """Each server the service talks to, and whether it answers now."""
-    engine = build_engine(settings.database_url)
+    engine = build_engine(settings.sql_url)
     checks: list[tuple[str, Callable[[], object]]] = [
         ("redis", lambda: hot_client(settings.ledger_url).ping()),
         ("cache", lambda: hot_client(settings.cache_url).ping()),

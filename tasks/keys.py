@@ -76,7 +76,7 @@ def rotate(store: KeyStore, asked: argparse.Namespace) -> None:
 def main(arguments: list[str] | None = None) -> int:
     """0 = done, 1 = refused, 2 = the command line does not fit."""
     asked = _parser().parse_args(arguments)
-    engine = build_engine(load_settings().database_url)
+    engine = build_engine(load_settings().sql_url)
     try:
         command: Callable[[KeyStore, argparse.Namespace], None] = asked.command
         command(KeyStore(engine), asked)

@@ -21,6 +21,7 @@ from storage.presence import Presence
 from storage.record import write
 from storage.usage import Entry, UsageStream
 from tasks.periodic import Periodic
+from tasks.purge import PERIOD_S, Purge, periods_of
 from tasks.relay import Relay, connect
 
 log = logging.getLogger(__name__)
@@ -39,8 +40,8 @@ ENTRY_FAULTS = (KeyError, ValueError, TypeError, OverflowError, DataError, Integ
 class Recorder:
     """Moves entries from the stream into SQL. An entry leaves the stream only when its rows are committed."""
 
-    def __init__(self, stream: UsageStream, engine: Engine) -> None:
-        self._stream, self._engine = stream, engine
+    def __init__(self, stream: UsageStream, engine: Engine, *, keeps_answers: bool = False) -> None:
+        self._stream, self._engine, self._keeps_answers = stream, engine, keeps_answers
         self.database_state = "starting"
         self._rounds = 0
         self._unrecorded: list[Entry] = []
@@ -54,11 +55,11 @@ class Recorder:
         entries = self._unrecorded
         if not entries:
             return 0
-        if self._record(entries):
-            self._stream.acknowledge(entries)
-        else:
+        if self._fault_of(entries):
             for entry in entries:
                 self._record_alone(entry)
+        else:
+            self._stream.acknowledge(entries)
         self._unrecorded = []
         return len(entries)
 
@@ -69,41 +70,43 @@ class Recorder:
             return left
         return self._stream.read(BATCH, BLOCK_MS)
 
-    def _record(self, entries: list[Entry]) -> bool:
-        """Whether the batch is in SQL; False where one of its entries is at fault. Raises where SQL is away."""
+    def _fault_of(self, entries: list[Entry]) -> str | None:
+        """Put the batch into SQL, or name the fault where one of its entries has one. Raises where SQL is away."""
         try:
-            write(self._engine, rows_of(entry.fields for entry in entries))
-        except ENTRY_FAULTS:
-            return False
+            write(self._engine, rows_of((entry.fields for entry in entries), keeps_answers=self._keeps_answers))
+        except ENTRY_FAULTS as error:
+            return type(error).__name__
         except DBAPIError:
             raise
-        except StatementError:  # it never reached the database: a value that no column takes
-            return False
+        except StatementError as error:  # it never reached the database: a value that no column takes
+            return type(error.orig or error).__name__
         self.database_state = "ok"
-        return True
+        return None
 
     def _record_alone(self, entry: Entry) -> None:
-        if self._record([entry]):
-            self._stream.acknowledge([entry])
+        if fault := self._fault_of([entry]):
+            log.error("recorder.entry_set_aside", extra={"entry": entry.id.decode(), "error": fault})
+            self._stream.set_aside(entry, fault)
         else:
-            log.error("recorder.entry_set_aside", extra={"entry": entry.id.decode()})
-            self._stream.set_aside(entry, "its rows cannot be made or written")
+            self._stream.acknowledge([entry])
 
 
 class RecorderProcess:
-    """Recorder, relay and their reports, until told to stop."""
+    """Recorder, relay, purge and their reports, until told to stop."""
 
     def __init__(self, settings: Settings) -> None:
         client = patient_client(settings.ledger_url)
         self._name = f"{socket.gethostname()}:{os.getpid()}"
-        self._stream = UsageStream(blocking_client(settings.ledger_url, BLOCK_MS / 1000), self._name)
+        reader = blocking_client(settings.ledger_url, BLOCK_MS / 1000)
+        self._stream = UsageStream(reader, self._name, settings.max_poison_entries)
         self._presence = Presence(client)
-        self._engine = build_engine(settings.database_url)
-        self._recorder = Recorder(self._stream, self._engine)
+        self._engine = build_engine(settings.sql_url)
+        self._recorder = Recorder(self._stream, self._engine, keeps_answers=settings.record_answer_text)
         servers = settings.kafka_bootstrap_servers
         self._relay = Relay(self._engine, self._presence, partial(connect, servers)) if servers else None
         self._stopped = threading.Event()
-        self._loops = [Periodic("report", REPORT_S, self._report)]
+        self._purge = Purge(self._engine, client, periods_of(settings), self._stopped)
+        self._loops = [Periodic("report", REPORT_S, self._report), Periodic("purge", PERIOD_S, self._purge.run)]
         if self._relay:
             self._loops.append(Periodic("relay", RELAY_S, self._relay_all))
 
@@ -119,6 +122,7 @@ class RecorderProcess:
             loop.stop(timeout_s=20)
         if self._relay:
             self._relay.stop()
+        self._purge.resign()
         log.info("recorder.stopped")
 
     def _record_often(self) -> None:

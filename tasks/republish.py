@@ -8,7 +8,7 @@ from storage.record import mark_unpublished
 
 
 def main() -> None:
-    count = mark_unpublished(build_engine(load_settings().database_url))
+    count = mark_unpublished(build_engine(load_settings().sql_url))
     sys.stdout.write(f"{count} events will be published again; consumers drop repeats by event_id.\n")
 
 

@@ -1,12 +1,15 @@
 """Which model of which provider really answers each tier today, and what the operator should know about it."""
 
 import logging
+from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import date
 from typing import Any
 
 from config import Settings
+from providers.key import key_id
 from routing.catalogue import Catalogue
+from routing.lane import Lane
 from routing.query import Target
 from routing.tier import TIERS, Tier, with_targets
 
@@ -85,3 +88,9 @@ def _report(tier: str, wanted: Target, settings: Settings, catalogue: Catalogue,
         output_price=model.output_price if model else None,
         price_checked_on=model.price_checked_on if model else None,
     )
+
+
+def lanes_of(settings: Settings, tiers: Mapping[str, Tier]) -> list[Lane]:
+    """Every way in which a tier's targets can be called: one for each key."""
+    targets = dict.fromkeys(target for tier in tiers.values() for target in tier.targets)
+    return [Lane(target, key_id(key)) for target in targets for key in settings.keys(target.provider) or ("",)]

@@ -20,7 +20,7 @@ from storage.name import CANCELLED
 from storage.presence import Presence
 from tasks.answer import Answerer
 from tasks.app import ANSWER_QUERY, build_celery
-from tasks.build import build_answerer, build_ledger, build_tiers
+from tasks.build import build_admission, build_answerer, build_ledger, build_tiers
 from tasks.dispatch import Dispatcher
 from tasks.lease import LeaseKeeper
 from tasks.periodic import Periodic
@@ -29,6 +29,7 @@ from tasks.reaper import Reaper
 log = logging.getLogger(__name__)
 
 PRESENCE_PERIOD_S = 3.0
+TICKETS_PERIOD_S = 7.0  # a call's ticket runs out after 30 s
 
 
 class Worker:
@@ -42,10 +43,12 @@ class Worker:
         self._presence = Presence(client)
         self._tiers_served: tuple[str, ...] = ()
         self._slots = 1
+        admission = build_admission(settings, client)
         self.answerer: Answerer = build_answerer(
             settings,
             ledger,
             leases,
+            admission,
             tiers=build_tiers(settings),
             cache=AnswerCache(patient_client(settings.cache_url)) if settings.cache_redis_url else None,
             worker=self.name,
@@ -59,6 +62,7 @@ class Worker:
         )
         self._loops = [
             Periodic("leases", settings.lease_seconds / 4, leases.renew),
+            Periodic("tickets", TICKETS_PERIOD_S, admission.beat),
             Periodic("reaper", settings.reaper_seconds, self._reaper.run),
             Periodic("presence", PRESENCE_PERIOD_S, self._show),
         ]

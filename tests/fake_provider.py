@@ -10,6 +10,7 @@ import gzip
 import json
 import os
 import re
+import select
 import socket
 import ssl
 import struct
@@ -22,6 +23,8 @@ from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any, ClassVar, Self
+
+from tests.hard_limit import HardLimit
 
 KEYS = {"groq": "gsk_fakefakefakefake1234567890", "together": "tgp_fakefakefakefake1234567890", "local": None}
 KNOWN_KEYS = {None, *(f"Bearer {key}" for key in KEYS.values() if key)}
@@ -95,7 +98,13 @@ class Server(ThreadingHTTPServer):
         self.faults: defaultdict[str, deque[Fault]] = defaultdict(deque)
         self.retired: set[str] = set()
         self.latency_s = 0.0
+        self.latency_of: dict[str, float] = {}
+        self.headers: dict[str, str] = {}
+        self.keys: dict[str, set[str | None]] = {name: {key} for name, key in KEYS.items()}
+        self.keys_used: list[str] = []
         self.connections = 0
+        self.hung_up = 0
+        self.limit = HardLimit()
 
     def process_request(self, request: Any, client_address: Any) -> None:
         self.connections += 1
@@ -110,13 +119,17 @@ class Handler(BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
     disable_nagle_algorithm = True
     provider = "groq"
+    limits: dict[str, str] = {}
 
     def log_message(self, format: str, *args: object) -> None:
         pass
 
     def do_GET(self) -> None:
         if self.path == "/__fake/calls":
-            self.send(200, {"calls": self.server.calls, "history": self.server.history})
+            counted = {"calls": self.server.calls, "history": self.server.history, "hung_up": self.server.hung_up}
+            self.send(200, counted)
+        elif self.path == "/__fake/limit":
+            self.send(200, self.server.limit.counts())
         elif self.path.endswith("/models") and self.headers["Authorization"] not in KNOWN_KEYS:
             self.fail(Fault.status(401))
         elif self.path.endswith("/models"):
@@ -135,13 +148,19 @@ class Handler(BaseHTTPRequestHandler):
             self.send(404, {"error": {"message": "Not found"}})
             return
         self.provider = provider
-        self.complete(body)
+        is_served, self.limits = self.server.limit.enter()
+        if is_served:
+            self.complete(body)
+        else:
+            self.fail(Fault.status(429, headers=self.limits))
 
     def control(self, verb: str, body: dict[str, Any]) -> None:
         if verb == "faults":
             self.server.faults[body["provider"]].extend(map(Fault.parse, body["faults"]))
         elif verb == "latency":
             self.server.latency_s = body["latency_ms"] / 1000
+        elif verb == "limit":
+            self.server.limit = HardLimit(**body)
         elif verb == "retired":
             self.server.retired = set(body["models"])
         elif verb == "reset":
@@ -153,15 +172,21 @@ class Handler(BaseHTTPRequestHandler):
     def complete(self, body: dict[str, Any]) -> None:
         question = body["messages"][-1]["content"]
         script = dict(re.findall(r"\[\[([\w.]+)=([\w.]+)\]\]", question))
+        key = (self.headers["Authorization"] or "").removeprefix("Bearer ") or None
         with self.server.lock:
             self.server.calls.update((self.provider, f"{self.provider}:{body['model']}"))
+            self.server.keys_used.append(key or "-")
             self.server.history.append({"provider": self.provider, **body})
             queue = self.server.faults[self.provider]
             fault = queue.popleft() if queue else None
         scripted = script.get(f"fault.{self.provider}") or script.get("fault")
         fault = fault or (Fault.parse(scripted) if scripted else None)
-        time.sleep(float(script.get("latency_ms", 0)) / 1000 or self.server.latency_s)
-        if KEYS[self.provider] and self.headers["Authorization"] != f"Bearer {KEYS[self.provider]}":
+        latency_s = self.server.latency_of.get(self.provider, self.server.latency_s)
+        is_awaited = self.think(float(script.get("latency_ms", 0)) / 1000 or latency_s)
+        self.server.limit.leave()
+        if not is_awaited:
+            self.close_connection = True
+        elif KEYS[self.provider] and key not in self.server.keys[self.provider]:
             self.fail(Fault.status(401))
         elif fault is not None:
             self.FAULTS[fault.kind](self, fault)
@@ -169,7 +194,23 @@ class Handler(BaseHTTPRequestHandler):
             status, message, code = RETIRED[self.provider]
             self.fail(Fault.status(status, message=message, code=code, type="invalid_request_error"))
         else:
-            self.send(200, self.completion(body, f"answer to: {question}"))
+            self.send(200, self.completion(body, f"answer to: {question}"), {**self.server.headers, **self.limits})
+
+    def think(self, seconds: float) -> bool:
+        """Takes its time, unless the client hangs up meanwhile; whether somebody still waits for the answer."""
+        heard = select.poll()
+        heard.register(self.connection, select.POLLIN)
+        if not heard.poll(seconds * 1000) or isinstance(self.connection, ssl.SSLSocket):
+            return True
+        self.connection.setblocking(False)
+        is_gone = self.connection.recv(1, socket.MSG_PEEK) == b""
+        self.connection.setblocking(True)
+        self.count_hang_up(is_gone)
+        return not is_gone
+
+    def count_hang_up(self, is_gone: bool) -> None:
+        with self.server.lock:
+            self.server.hung_up += is_gone
 
     def completion(self, body: dict[str, Any], text: str | None) -> dict[str, Any]:
         prompt = sum(len(message["content"].split()) for message in body["messages"])
@@ -223,7 +264,7 @@ class Handler(BaseHTTPRequestHandler):
     def silence(self, fault: Fault) -> None:
         self.close_connection = True
         self.connection.settimeout(60)
-        self.connection.recv(1)  # until the client gives up
+        self.count_hang_up(self.connection.recv(1) == b"")  # until the client gives up
 
     def trickle(self, head: bytes, fault: Fault) -> None:
         self.close_connection = True
@@ -249,6 +290,11 @@ class Handler(BaseHTTPRequestHandler):
         self.close_connection = True
         head = b"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nTransfer-Encoding: chunked\r\n\r\n"
         self.wfile.write(head + b'50\r\n{"id')
+
+    def cut_error(self, fault: Fault) -> None:
+        self.close_connection = True
+        self.begin(fault.http_status, {"Content-Length": "500", **fault.headers})
+        self.wfile.write(b'{"err')
 
     def endless(self, fault: Fault) -> None:
         self.close_connection = True
@@ -281,6 +327,7 @@ class Handler(BaseHTTPRequestHandler):
         "slow_body_without_length": slow_body_without_length,
         "cut": cut,
         "cut_chunk": cut_chunk,
+        "cut_error": cut_error,
         "endless": endless,
         "bomb": bomb,
         "redirect": redirect,
@@ -293,6 +340,9 @@ class Handler(BaseHTTPRequestHandler):
         "empty": lambda self, _: self.answer_with(message={"content": ""}, finish_reason="length"),
         "null": lambda self, _: self.answer_with(message={"content": None}),
         "content_filter": lambda self, _: self.answer_with(finish_reason="content_filter"),
+        "odd_finish": lambda self, _: self.answer_with(finish_reason="paused"),
+        "refusal": lambda self, _: self.answer_with(message={"content": None, "refusal": "I cannot help with that."}),
+        "empty_unbilled": lambda self, _: self.send(200, {"choices": [{"message": {"content": " "}}]}),
         "surrogate": lambda self, _: self.answer_with(message={"content": "half \ud83d and \0"}),
         "no_usage": lambda self, _: self.send(200, {"choices": [{"message": {"content": "bare"}}]}),
     }
@@ -335,8 +385,18 @@ class FakeProvider:
     def retire(self, *models: str) -> None:
         self.server.retired.update(models)
 
-    def set_latency(self, seconds: float) -> None:
-        self.server.latency_s = seconds
+    def set_latency(self, seconds: float, provider: str | None = None) -> None:
+        if provider is None:
+            self.server.latency_s = seconds
+        else:
+            self.server.latency_of[provider] = seconds
+
+    def set_headers(self, headers: dict[str, str]) -> None:
+        """Of every answer from here on."""
+        self.server.headers = headers
+
+    def accept_key(self, provider: str, key: str) -> None:
+        self.server.keys[provider].add(key)
 
     def reset(self) -> None:
         self.server.reset()
@@ -354,6 +414,16 @@ class FakeProvider:
     @property
     def connections(self) -> int:
         return self.server.connections
+
+    @property
+    def keys_used(self) -> list[str]:
+        """The key of each call, "-" where it had none."""
+        return self.server.keys_used
+
+    @property
+    def hung_up(self) -> int:
+        """How many clients closed the connection while they were to wait."""
+        return self.server.hung_up
 
 
 def main() -> None:

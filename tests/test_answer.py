@@ -94,6 +94,20 @@ def test_it_answers_a_job_and_caches_the_answer(
     assert job.attempts[0]["outcome"] == "ok"
 
 
+@pytest.mark.parametrize("is_recorded", [False, True])
+def test_the_text_of_an_answer_travels_to_the_record_only_by_choice(
+    answerer: Answerer, ledger: Ledger, chain: ScriptedChain, redis: Redis, is_recorded: bool
+) -> None:
+    accept(ledger)
+    chain.script = [completion()]
+    replace(answerer, records_text=is_recorded).answer("simple")
+    ledger.find("f1", b"{}")
+
+    [ended, hit] = [entry for _, entry in redis.xrange(USAGE) if entry[b"kind"] != b"accepted"]
+    texts = [json.loads(entry[field]).get("answer_text") for entry, field in ((ended, b"facts"), (hit, b"answer"))]
+    assert texts == (["42", "42"] if is_recorded else [None, None])
+
+
 def test_it_gives_the_chain_what_is_left_of_the_deadline(
     answerer: Answerer, ledger: Ledger, chain: ScriptedChain, clock: Any
 ) -> None:

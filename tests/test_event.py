@@ -103,6 +103,25 @@ def test_it_keeps_the_query_text_out_unless_it_was_recorded() -> None:
     assert rows.events[0]["payload"]["query_text"] == "What is AI?"
 
 
+def test_it_keeps_the_answer_text_only_by_choice_and_never_in_an_event() -> None:
+    entries = [
+        ended("q1", callers=["q1", "q2"], facts={"answer_text": "forty-two"}),
+        hit("q3", answer_text="forty-two"),
+    ]
+
+    assert "forty-two" not in repr(rows_of(entries))
+    rows = rows_of(entries, keeps_answers=True)
+    assert [query["answer_text"] for query in rows.ended] == ["forty-two"] * 3
+    assert "forty-two" not in repr(rows.events)
+
+
+def test_every_event_says_whose_it_is() -> None:
+    rows = rows_of([accepted("q1"), ended("q1"), hit("q2")])
+
+    assert {event["type"] for event in rows.events} >= {"provider.attempt", "usage.recorded", "query.cache_hit"}
+    assert {event["tenant"] for event in rows.events} == {"t"}
+
+
 def test_it_refuses_an_entry_that_is_none_of_ours() -> None:
     with pytest.raises(KeyError):
         rows_of([{"kind": b"surprise"}])

@@ -6,9 +6,11 @@ import pytest
 from redis import Redis
 
 from config import Settings
+from providers.key import key_id
+from routing.lane import CallReport, Grant, Lane
 from routing.query import Target
 from routing.tier import TIER_NAMES
-from storage.board import SharedBoard
+from storage.admission import Admission, AdmissionLimits
 from storage.database import build_engine
 from storage.presence import Presence
 from tests.conftest import migrate
@@ -90,12 +92,15 @@ def test_it_says_when_the_recorder_is_silent(
 def test_it_says_which_models_are_retired_and_which_targets_are_held(
     redis: Redis, settings: Callable[..., Settings]
 ) -> None:
-    SharedBoard(redis).hold(Target("groq", "openai/gpt-oss-20b"), "paused", 60)
+    admission, lane = Admission(redis, AdmissionLimits()), Lane(Target("groq", "openai/gpt-oss-20b"), key_id("k"))
+    granted = admission.admit([lane], 10)
+    assert isinstance(granted, Grant)
+    admission.settle(granted, CallReport("throttled", 5.0, retry_after_s=60))
     found = create_app(settings(groq_api_key="k")).test_client().get("/health").json
 
     assert found["status"] == "degraded"
     providers = found["parts"]["providers"]
-    assert providers["held"] == {"groq:openai/gpt-oss-20b": "paused"}
+    assert {lane: held["state"] for lane, held in providers["held"].items()} == {str(lane): "paused"}
     assert providers["retired"][0]["configured_model"] == "llama-3.1-8b-instant"
     assert providers["retired"][0]["model"] == "openai/gpt-oss-20b"
 

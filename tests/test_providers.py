@@ -5,16 +5,21 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from email.utils import format_datetime
+from hashlib import sha256
 
 import pytest
 
 from config import Settings
 from providers import PROVIDERS, build_providers
+from providers.abort import AbortSignal
 from providers.client import HttpClient
+from providers.key import key_id
+from providers.rate_limit import read_limits
 from providers.retry_after import parse_duration, retry_after
-from providers.wire import Provider
+from providers.wire import Answered, Provider
 from routing.catalogue import load_catalogue
 from routing.errors import (
+    Aftermath,
     KeyRejected,
     ModelGone,
     PromptTooLong,
@@ -26,6 +31,7 @@ from routing.errors import (
     TargetTimedOut,
     TargetUnreachable,
 )
+from routing.lane import Lane, RateLimits
 from routing.query import Completion, Query, Target, Usage
 from routing.tier import TIERS, Tier
 from tests.fake_provider import KEYS, FakeProvider, Fault
@@ -96,23 +102,31 @@ class Rig:
     def target(self) -> Target:
         return Target(self.name, PLAIN_MODEL[self.name])
 
-    def ask(
+    def ask(self, query: Query | str = "hello", *, tier: Tier = SIMPLE, model: str | None = None) -> Completion:
+        return self.answer(query, tier=tier, model=model).completion
+
+    def answer(
         self, query: Query | str = "hello", *, tier: Tier = SIMPLE, model: str | None = None, seconds: float = 5
-    ) -> Completion:
+    ) -> Answered:
         target = Target(self.name, model) if model else self.target
         query = Query(query) if isinstance(query, str) else query
-        return self.provider.complete(target, query, tier, time.monotonic() + seconds)
+        lane = Lane(target, self.provider.key_ids()[0])
+        return self.provider.complete(lane, query, tier, time.monotonic() + seconds, AbortSignal())
 
     def fails(self, fault: Fault, seconds: float = 5) -> ProviderError:
         self.fake.fail_next(self.name, fault)
         with pytest.raises(ProviderError) as caught:
-            self.ask(seconds=seconds)
+            self.answer(seconds=seconds)
         return caught.value
 
 
-def build(name: str, fake: FakeProvider, key: str | None) -> Rig:
+def build(name: str, fake: FakeProvider, *keys: str | None) -> Rig:
     client = HttpClient(pool_size=4, connect_timeout_s=1, max_reply_bytes=256 * 1024)
-    return Rig(name, fake, Provider(PROVIDERS[name], client, fake.base_url(name), key, load_catalogue()))
+    return Rig(
+        name,
+        fake,
+        Provider(PROVIDERS[name], client, fake.base_url(name), [key for key in keys if key], load_catalogue()),
+    )
 
 
 @pytest.fixture
@@ -200,6 +214,8 @@ def test_a_retired_model_is_gone_in_each_providers_own_words(rig: Rig) -> None:
         "empty",
         "null",
         "content_filter",
+        "refusal",
+        "odd_finish",
         "endless",
         "bomb",
         "redirect",
@@ -209,7 +225,37 @@ def test_a_reply_that_is_no_answer_is_unusable(rig: Rig, fault: str) -> None:
     error = rig.fails(Fault(fault))
 
     assert type(error) is ReplyUnusable
+    assert error.try_next
     assert rig.fake.calls["stolen"] == 0
+
+
+@pytest.mark.parametrize("fault", ["empty", "null", "content_filter", "refusal", "odd_finish"])
+def test_an_answer_of_no_use_that_names_its_usage_is_billed(rig: Rig, fault: str) -> None:
+    left = rig.fails(Fault(fault)).aftermath
+
+    assert (left.billing, left.usage) == ("billed", Usage(1, 2))
+
+
+@pytest.mark.parametrize(
+    "fault",
+    [
+        *("silence", "slow_headers", "slow_body", "reset", "hang_up", "cut", "cut_chunk", "garbage"),
+        *("endless", "bomb", "bad_json", "deep_json", "not_an_object", "html", "no_choices", "empty_unbilled"),
+    ],
+)
+def test_nobody_knows_whether_a_reply_that_is_not_whole_is_billed(rig: Rig, fault: str) -> None:
+    assert rig.fails(Fault(fault, every=0.02), seconds=0.3).aftermath == Aftermath("unknown")
+
+
+def test_an_error_status_is_free(rig: Rig) -> None:
+    for status in (400, 401, 429, 500, 503):
+        assert rig.fails(Fault.status(status)).aftermath == Aftermath("free")
+
+
+def test_an_error_status_counts_even_where_its_body_is_cut(rig: Rig) -> None:
+    error = rig.fails(Fault("cut_error", 429, headers={"Retry-After": "9"}))
+
+    assert (type(error), error.retry_after, error.aftermath.billing) == (TargetThrottled, 9, "free")
 
 
 @pytest.mark.parametrize("fault", ["reset", "hang_up", "cut", "garbage"])
@@ -231,8 +277,10 @@ def test_no_server_means_unreachable(fake: FakeProvider) -> None:
     rig = build("groq", fake, KEYS["groq"])
     fake.stop()
 
-    with pytest.raises(TargetUnreachable, match="Connection refused"):
+    with pytest.raises(TargetUnreachable, match="Connection refused") as caught:
         rig.ask()
+
+    assert caught.value.aftermath == Aftermath("free")
 
 
 def test_a_missing_usage_is_unknown_not_zero(rig: Rig) -> None:
@@ -256,6 +304,35 @@ def test_the_key_is_never_in_an_error(keyed_rig: Rig) -> None:
 
     assert "Incorrect API key provided: [key]" in (error.said or "")
     assert key[:8] not in str(error)
+
+
+def test_none_of_several_keys_is_in_an_error(fake: FakeProvider) -> None:
+    keys = ("gsk_first_111111", "tgp_second_22222", "$(special).*[3")
+    fake.accept_key("groq", keys[0])
+
+    error = build("groq", fake, *keys).fails(Fault.status(401, message=f"bad {keys[2]} and {keys[0][:10]} {keys[1]}"))
+
+    assert error.said == "bad [key] and [key] [key]"
+
+
+def test_each_key_is_called_under_its_own_id_and_they_take_turns(fake: FakeProvider) -> None:
+    other = "gsk_other"
+    fake.accept_key("groq", other)
+    rig = build("groq", fake, KEYS["groq"], other)
+
+    for _ in range(3):
+        rig.ask()
+
+    assert fake.keys_used == [KEYS["groq"], other, KEYS["groq"]]
+    assert set(rig.provider.key_ids()) == {key_id(str(KEYS["groq"])), key_id(other)}
+
+
+def test_a_key_id_is_eight_digits_of_the_keys_hash() -> None:
+    assert key_id("gsk_x") == sha256(b"gsk_x").hexdigest()[:8]
+
+
+def test_a_provider_without_a_key_has_one_lane(fake: FakeProvider) -> None:
+    assert build("local", fake).provider.key_ids() == ("-",)
 
 
 def test_a_wrong_key_is_rejected(fake: FakeProvider) -> None:
@@ -286,15 +363,79 @@ def test_a_long_message_is_shortened(rig: Rig) -> None:
         ({"retry-after": "soon"}, None),
         ({"retry-after": format_datetime(datetime.fromtimestamp(1060, UTC), usegmt=True)}, 60.0),
         ({"retry-after": format_datetime(datetime.fromtimestamp(10, UTC), usegmt=True)}, 0.0),
-        ({"x-ratelimit-reset-requests": "2m59.56s", "x-ratelimit-reset-tokens": "7.66s"}, 7.66),
-        ({"x-ratelimit-reset-requests": "2m59.56s"}, 179.56),
-        ({"x-ratelimit-reset-requests": "soon"}, None),
-        ({"retry-after": "9", "x-ratelimit-reset-tokens": "1s"}, 9.0),
         ({}, None),
     ],
 )
 def test_the_wait_is_read_from_the_headers(headers: Mapping[str, str], seconds: float | None) -> None:
-    assert retry_after(headers, now=1000.0) == (seconds if seconds is None else pytest.approx(seconds))
+    assert retry_after(headers, None, now=1000.0) == (seconds if seconds is None else pytest.approx(seconds))
+
+
+@pytest.mark.parametrize(
+    ("headers", "limits", "seconds"),
+    [
+        ({}, RateLimits(requests_reset_s=179.56, tokens_reset_s=7.66), 7.66),
+        ({}, RateLimits(requests_reset_s=179.56), 179.56),
+        ({}, RateLimits(requests_limit=3), None),
+        ({"retry-after": "9"}, RateLimits(tokens_reset_s=1), 9.0),
+    ],
+)
+def test_the_wait_is_else_the_nearer_reset(headers: Mapping[str, str], limits: RateLimits, seconds: float) -> None:
+    assert retry_after(headers, limits, now=1000.0) == seconds
+
+
+GROQ_LIMITS = {
+    "x-ratelimit-limit-requests": "14400",
+    "x-ratelimit-remaining-requests": "14370",
+    "x-ratelimit-reset-requests": "2m59.56s",
+    "x-ratelimit-limit-tokens": "18000",
+    "x-ratelimit-remaining-tokens": "17997",
+    "x-ratelimit-reset-tokens": "120ms",
+}
+TOGETHER_LIMITS = {
+    "x-ratelimit-limit": "10",
+    "x-ratelimit-remaining": "9",
+    "x-ratelimit-reset": "1",
+    "x-tokenlimit-limit": "3000",
+    "x-tokenlimit-remaining": "2900",
+}
+TOGETHER_DYNAMIC = {
+    "x-ratelimit-limit-dynamic": "25.5",
+    "x-ratelimit-remaining-dynamic": "24",
+    "x-tokenlimit-limit-dynamic": "5000",
+    "x-tokenlimit-remaining-dynamic": "garbage",
+}
+
+
+@pytest.mark.parametrize(
+    ("name", "headers", "limits"),
+    [
+        ("groq", GROQ_LIMITS, RateLimits(14400, 14370, 179.56, 18000, 17997, 0.12)),
+        ("together", TOGETHER_LIMITS, RateLimits(10, 9, 1, 3000, 2900)),
+        ("together", {**TOGETHER_LIMITS, **TOGETHER_DYNAMIC}, RateLimits(25.5, 24, 1, 5000, 2900)),
+    ],
+)
+def test_the_limits_are_read_from_answers_and_failures(
+    fake: FakeProvider, name: str, headers: dict[str, str], limits: RateLimits
+) -> None:
+    rig = build(name, fake, KEYS[name])
+    fake.set_headers(headers)
+
+    assert rig.answer().limits == limits
+    error = rig.fails(Fault.status(429, headers=headers))
+    assert (error.aftermath.limits, error.retry_after) == (limits, min(limits.tokens_reset_s or 1, 1))
+
+
+@pytest.mark.parametrize("garbage", ["", "soon", "nan", "inf", "-1", "-5s", "1e999", "9" * 400, "5s later", "\u0665s"])
+def test_limits_that_make_no_sense_are_unsaid(garbage: str) -> None:
+    for facts in PROVIDERS.values():
+        names = [name for names in facts.limit_headers.values() for name in names]
+        assert read_limits(dict.fromkeys(names, garbage), facts.limit_headers) is None
+
+
+def test_a_reset_that_is_a_point_in_time_is_no_duration() -> None:
+    names = PROVIDERS["together"].limit_headers
+
+    assert read_limits({"x-ratelimit-reset": "1790000000"}, names) is None
 
 
 @pytest.mark.parametrize(
@@ -307,7 +448,6 @@ def test_durations_are_read_in_groqs_notation(text: str, seconds: float | None) 
 
 def test_a_throttled_target_says_how_long_to_wait(rig: Rig) -> None:
     assert rig.fails(Fault.status(429, retry_after=2)).retry_after == 2.0
-    assert rig.fails(Fault.status(429, headers={"x-ratelimit-reset-tokens": "1.5s"})).retry_after == 1.5
     assert rig.fails(Fault.status(500, retry_after=2)).retry_after is None
 
 
@@ -325,10 +465,14 @@ def test_providers_are_built_to_the_settings(fake: FakeProvider) -> None:
     )
 
     provider = build_providers(settings, pool_size=1)["together"]
-    completion = provider.complete(Target("together", "Qwen/Qwen3.5-9B"), Query("hello"), SIMPLE, time.monotonic() + 5)
-
-    assert completion.text == "answer to: hello"
+    assert Rig("together", fake, provider).ask().text == "answer to: hello"
     assert fake.calls["together"] == 1
+
+
+def test_a_provider_gets_all_of_its_keys() -> None:
+    settings = Settings(_env_file=None, groq_api_key="gsk_a, gsk_b", local_model="off")
+
+    assert build_providers(settings, pool_size=1)["groq"].key_ids() == (key_id("gsk_a"), key_id("gsk_b"))
 
 
 def test_every_provider_of_the_tiers_has_its_facts() -> None:

@@ -1,17 +1,24 @@
 """The recorder: what is in the stream ends in SQL, once, whatever fails meanwhile."""
 
+import threading
+import time
+from collections.abc import Callable
+
 import pytest
 from redis import Redis
 from sqlalchemy import Engine, func, select
 from sqlalchemy.exc import SQLAlchemyError
 
+from config import Settings
 from storage.database import build_engine
+from storage.event import rows_of
 from storage.name import USAGE
+from storage.record import write
 from storage.table import events, queries
 from storage.usage import POISON, UsageStream
-from tasks.recorder import Recorder
+from tasks.recorder import Recorder, RecorderProcess
 from tests.conftest import migrate
-from tests.usage_entries import accepted, ended
+from tests.usage_entries import AT, accepted, ended
 
 
 def opened(redis: Redis, name: str = "r1") -> UsageStream:
@@ -44,7 +51,7 @@ def test_it_sets_an_unreadable_entry_aside_and_records_the_rest(redis: Redis, en
     assert ids(engine) == ["q1", "q2"]
     assert redis.xlen(USAGE) == 0
     [(_, poison)] = redis.xrange(POISON)
-    assert poison[b"kind"] == b"nonsense"
+    assert (poison[b"kind"], poison[b"reason"]) == (b"nonsense", b"KeyError")
 
 
 def test_it_keeps_entries_while_the_database_cannot_take_them(redis: Redis, database_url: str) -> None:
@@ -69,6 +76,16 @@ def test_it_sets_an_entry_aside_that_no_table_can_hold(redis: Redis, engine: Eng
 
     assert "q2" in ids(engine)
     assert redis.xlen(USAGE) == 0
+
+
+def test_it_keeps_the_newest_of_more_poison_than_it_may(redis: Redis, engine: Engine) -> None:
+    stream = UsageStream(redis, "r1", max_poison=3)
+    stream.open()
+    for n in range(5):
+        redis.xadd(USAGE, {"kind": f"nonsense {n}"})
+    Recorder(stream, engine).run()
+
+    assert [entry[b"kind"] for _, entry in redis.xrange(POISON)] == [f"nonsense {n}".encode() for n in (2, 3, 4)]
 
 
 def test_it_takes_over_what_a_dead_recorder_had_read(
@@ -102,3 +119,24 @@ def test_it_starts_again_on_a_redis_that_was_emptied(redis: Redis, engine: Engin
     redis.xadd(USAGE, accepted("q1"))
 
     assert Recorder(stream, engine).run() == 1
+
+
+def test_the_process_purges_too_and_stops_at_once(
+    redis: Redis, engine: Engine, settings: Callable[..., Settings]
+) -> None:
+    long_ago = AT - 10 * 365 * 86_400_000
+    write(engine, rows_of([ended("q-old", at=long_ago, arrivals={"q-old": long_ago}), ended("q-new")]))
+    process = RecorderProcess(settings(database_url=engine.url.render_as_string(hide_password=False)))
+    running = threading.Thread(target=process.run)
+    running.start()
+    try:
+        until = time.monotonic() + 20
+        while ids(engine) != ["q-new"]:
+            assert time.monotonic() < until
+            time.sleep(0.05)
+    finally:
+        started = time.monotonic()
+        process.stop()
+        running.join(20)
+    assert time.monotonic() - started < 5
+    assert not running.is_alive()

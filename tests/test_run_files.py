@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import yaml
+from pydantic import SecretStr
 
 from config import Settings
 from embedded.procfile import ROOT, read_procfile
@@ -97,7 +98,7 @@ def test_it_shows_the_default_of_each_setting(name: str) -> None:
     elif isinstance(default, int | float):
         assert float(shown) == default
     else:
-        assert shown == (default or "")
+        assert shown == (default.get_secret_value() if isinstance(default, SecretStr) else default or "")
 
 
 def test_it_sets_nothing_when_the_example_is_copied_as_it_is(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -37,7 +37,7 @@ def test_it_refuses_what_does_not_fit_together(given: dict[str, object], says: s
 
 @pytest.mark.parametrize("scheme", ["postgres", "postgresql", "postgresql+psycopg2"])
 def test_it_names_the_postgresql_driver_that_is_installed(scheme: str) -> None:
-    assert Settings(database_url=f"{scheme}://u@h/d").database_url == "postgresql+psycopg2://u@h/d"
+    assert Settings(database_url=f"{scheme}://u@h/d").sql_url == "postgresql+psycopg2://u@h/d"
 
 
 def test_servers_may_be_listed_with_spaces() -> None:
@@ -63,8 +63,38 @@ def test_auto_uses_the_local_model_only_without_a_key(given: dict[str, object], 
     assert Settings(**given).uses_local_model is uses  # type: ignore[arg-type]
 
 
-def test_no_key_shows_when_settings_are_printed() -> None:
-    assert "gsk_secret" not in repr(Settings(groq_api_key="gsk_secret", flower_basic_auth="u:gsk_secret"))
+SECRETS = {
+    "groq_api_key": "planted",
+    "together_api_key": "planted",
+    "flower_basic_auth": "u:planted",
+    "redis_url": "redis://:planted@h/0",
+    "cache_redis_url": "rediss://u:planted@h/0",
+    "database_url": "postgresql://u:planted@h/d",
+}
+
+
+def test_no_secret_shows_when_settings_are_printed() -> None:
+    settings = Settings(**SECRETS)  # type: ignore[arg-type]
+
+    assert "planted" not in repr(settings) + str(settings.model_dump()) + settings.model_dump_json()
+    assert [url.count("planted") for url in (settings.ledger_url, settings.cache_url, settings.sql_url)] == [1, 1, 1]
+
+
+def test_no_secret_shows_when_settings_are_refused() -> None:
+    with pytest.raises(ValidationError) as refused:
+        Settings(**{**SECRETS, "port": "planted", "redis_url": "http://planted", "database_url": "x://planted"})  # type: ignore[arg-type]
+
+    assert "planted" not in str(refused.value)
+
+
+@pytest.mark.parametrize("name", ["redis_url", "cache_redis_url", "database_url"])
+@pytest.mark.parametrize("password", ["plan/ted", "plan#ted", "plan?ted", "plan[ted"])
+def test_it_says_how_to_write_a_password_that_breaks_its_address(name: str, password: str) -> None:
+    scheme = "postgresql" if name == "database_url" else "redis"
+    with pytest.raises(ValidationError, match="is no address: in a password write") as refused:
+        Settings(**{name: f"{scheme}://u:{password}@h/0"})  # type: ignore[arg-type]
+
+    assert "plan" not in str(refused.value)
 
 
 def test_a_process_says_which_variable_is_wrong_and_ends() -> None:

@@ -60,20 +60,21 @@ def test_the_doctor_says_what_is_the_matter_with_each_target() -> None:
 
 
 @pytest.mark.parametrize(
-    ("changes", "says"),
+    ("changes", "says", "lists"),
     [
-        ({}, ""),
-        ({"groq_api_key": "gsk_wrong"}, "refuses the key (HTTP 401)"),
-        ({"groq_base_url": "http://127.0.0.1:1/v1"}, "does not answer at GROQ_BASE_URL (ConnectionError)"),
+        ({}, "", True),
+        ({"groq_api_key": "gsk_wrong"}, "refuses the key (HTTP 401)", False),
+        ({"groq_api_key": f"{KEYS['groq']},gsk_wrong"}, "refuses key 2 of 2 (HTTP 401)", True),
+        ({"groq_base_url": "http://127.0.0.1:1/v1"}, "does not answer at GROQ_BASE_URL (ConnectionError)", False),
     ],
 )
-def test_the_doctor_asks_the_provider(changes: dict[str, str], says: str) -> None:
+def test_the_doctor_asks_the_provider_with_every_key(changes: dict[str, str], says: str, lists: bool) -> None:
     with FakeProvider() as fake:
         given = {"groq_api_key": KEYS["groq"], "groq_base_url": fake.base_url("groq"), **changes}
         trouble, listed = ask_provider(Settings(**given), "groq")  # type: ignore[arg-type]
 
     assert trouble == says
-    assert ("openai/gpt-oss-120b" in listed) is (not says)
+    assert ("openai/gpt-oss-120b" in listed) is lists
 
 
 def test_the_doctor_says_what_the_provider_said() -> None:

@@ -60,9 +60,9 @@ def ended(
     )
 
 
-def hit(query_id: str, at: int = AT) -> dict[str, bytes]:
+def hit(query_id: str, at: int = AT, **facts: Any) -> dict[str, bytes]:
     who = {"id": query_id, "tenant": "t", "request_id": "r", "priority": "interactive", "cache": "HIT"}
-    return _encoded({"kind": "hit", "at": str(at), "caller": json.dumps(who), "answer": json.dumps(FACTS)})
+    return _encoded({"kind": "hit", "at": str(at), "caller": json.dumps(who), "answer": json.dumps(FACTS | facts)})
 
 
 def _encoded(fields: dict[str, str]) -> dict[str, bytes]:

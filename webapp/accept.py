@@ -14,7 +14,7 @@ from routing.estimate import estimate_prompt_tokens
 from routing.fingerprint import fingerprint
 from routing.query import Query, Usage
 from routing.tier import Tier
-from storage.answer import Answer
+from storage.answer import SHARED, Answer, owned
 from storage.api_key import KeyLimits
 from storage.job import PRIORITIES, Acceptance, Draft, Job
 from storage.quota import Quota
@@ -75,7 +75,8 @@ def accept(ask: Ask, parts: Services) -> Outcome:
     """Answer the query now, or take it in as a job. Raises Problem where neither can be."""
     if ask.is_idempotent and (outcome := _repeat(ask, parts)):
         return outcome
-    key = fingerprint(ask.query, tenant=ask.caller.tenant, policy=parts.policy)
+    tenant = SHARED if parts.settings.share_cache else ask.caller.tenant
+    key = owned(tenant, fingerprint(ask.query, tenant=tenant, policy=parts.policy))
     try:
         if found := _find(ask, key, parts):
             return Outcome("HIT", answer=Answer.decode(found))
@@ -203,7 +204,8 @@ def _ring(ask: Ask, draft: Draft, parts: Services) -> Outcome:
     try:
         parts.dispatcher.ring(draft.id, draft.tier, draft.priority)
     except OperationalError as error:
-        if parts.inline.has_room() and parts.withdrawals.withdraw(draft.id):
+        may_answer = _why_not_inline(ask) is None and parts.inline.has_room()
+        if may_answer and parts.withdrawals.withdraw(draft.id):
             return _answer_taken_back(draft, ask, parts, error)
         # The job stands, and the reaper rings for it.
     return _wait(ask, CACHE_HEADERS[ask.cache_mode], parts)
@@ -237,14 +239,20 @@ def _answer_taken_back(draft: Draft, ask: Ask, parts: Services, error: Exception
         raise
 
 
-def _answer_inline(draft: Draft, ask: Ask, parts: Services, error: Exception) -> Outcome:
+def _why_not_inline(ask: Ask) -> str | None:
+    """What cannot be promised without Redis."""
     if ask.cache_mode == "only":
-        raise NotTaken("redis_unavailable", "The cache cannot be reached, and cache.mode is `only`.", retry_after=1)
+        return "The cache cannot be reached, and cache.mode is `only`."
     if ask.is_idempotent:
-        raise NotTaken("redis_unavailable", NO_KEYS_NOW, retry_after=1)
+        return NO_KEYS_NOW
     if ask.caller.limits != KeyLimits():
-        detail = "The limits of this API key are kept in Redis, which is away."
-        raise NotTaken("redis_unavailable", detail, retry_after=1)
+        return "The limits of this API key are kept in Redis, which is away."
+    return None
+
+
+def _answer_inline(draft: Draft, ask: Ask, parts: Services, error: Exception) -> Outcome:
+    if refusal := _why_not_inline(ask):
+        raise NotTaken("redis_unavailable", refusal, retry_after=1)
     log.warning("query.degraded", extra={"error": type(error).__name__})
     # Nobody can poll for this answer, so it may take as long as a request may wait, and no longer.
     limit_s = min(

@@ -12,7 +12,8 @@ from providers import PROVIDERS
 from routing.catalogue import load_catalogue
 from routing.tier import TIER_NAMES
 from storage.database import ping
-from tasks.target import report_targets
+from storage.lane_state import LaneState
+from tasks.target import lanes_of, report_targets
 from webapp.service import Services
 
 log = logging.getLogger(__name__)
@@ -70,8 +71,8 @@ def _recording(parts: Services) -> dict[str, dict[str, Any]]:
 def _providers(parts: Services) -> dict[str, Any]:
     reports = report_targets(parts.settings, load_catalogue(), datetime.now(UTC).date())
     configured = {name: parts.settings.is_configured(name) for name in PROVIDERS}
-    in_use = {target for tier in parts.tiers.values() for target in tier.targets}
-    held = parts.board.states(sorted(in_use, key=str))
+    lanes = parts.admission.states(lanes_of(parts.settings, parts.tiers))
+    held = {str(lane): lane_view(state) for lane, state in lanes.items() if state.state != "closed"}
     status = OK if any(configured.values()) else DOWN
     if held:
         status = DEGRADED
@@ -80,9 +81,15 @@ def _providers(parts: Services) -> dict[str, Any]:
         "status": status,
         "configured": [name for name, is_set in configured.items() if is_set],
         "targets": {name: [str(t) for t in tier.targets] for name, tier in parts.tiers.items()},
-        "held": {str(target): reason for target, reason in held.items()},
+        "held": held,
         "retired": replaced,
     }
+
+
+def lane_view(state: LaneState) -> dict[str, Any]:
+    """A lane that is held: why, and until when at least."""
+    until = datetime.fromtimestamp(state.until / 1000, UTC).isoformat() if state.until else None
+    return {"state": state.state, "until": until, "failures": state.failures}
 
 
 def _workers(parts: Services) -> dict[str, Any]:

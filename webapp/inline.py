@@ -88,7 +88,8 @@ class Inline:
             "attempts": orjson.dumps(list(ending.attempts)),
         }
         try:
-            write(self._engine, rows_of([entry]))
+            write(self._engine, rows_of([entry], keeps_answers=True))
         except SQLAlchemyError:
             # Redis and SQL both away: the log is the last place left.
-            log.exception("usage.unrecorded", extra={"query_id": draft.id, "facts": ending.facts})
+            facts = {name: fact for name, fact in ending.facts.items() if name != "answer_text"}
+            log.exception("usage.unrecorded", extra={"query_id": draft.id, "facts": facts})

@@ -8,6 +8,7 @@ from flask_openapi3 import APIBlueprint, Tag
 from redis import RedisError
 
 from routing.tier import TIER_NAMES
+from tasks.target import lanes_of
 from webapp.document import problems
 from webapp.draining import is_draining
 from webapp.health import DOWN, check_health
@@ -61,10 +62,21 @@ def _gauges(parts: Services) -> Iterator[tuple[str, str, dict[str, str], float]]
             alive = len(parts.presence.workers(tier))
             yield "aqr_fleet_workers", "Worker processes alive", {"tier": tier}, alive
         said, unrecorded = parts.presence.recorder(), parts.ledger.unrecorded_hits()
+        letters = parts.dead_letters.count()
     except RedisError:
         yield "aqr_fleet_redis_up", "Whether Redis answers", {}, 0
         return
     yield "aqr_fleet_redis_up", "Whether Redis answers", {}, 1
+    yield from _lane_gauges(parts)
+    yield "aqr_fleet_dead_letters", "Dead letters that may be replayed", {}, letters
     yield "aqr_fleet_unrecorded_hits", "Hits answered but not recorded", {}, unrecorded
     if said:
         yield "aqr_fleet_events_waiting", "Events not yet in SQL", {}, said["waiting_events"]
+
+
+def _lane_gauges(parts: Services) -> Iterator[tuple[str, str, dict[str, str], float]]:
+    for lane, state in parts.admission.states(lanes_of(parts.settings, parts.tiers)).items():
+        labels = {"provider": lane.target.provider, "model": lane.target.model, "key_id": lane.key_id}
+        yield "aqr_fleet_lane_in_flight", "Calls in flight", labels, state.in_flight
+        yield "aqr_fleet_lane_limit", "Calls in flight that are allowed now", labels, state.limit
+        yield "aqr_fleet_lane_held", "1 while paused, broken or gone", labels, state.state != "closed"

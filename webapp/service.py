@@ -9,8 +9,8 @@ from sqlalchemy import Engine
 from config import Settings
 from routing.classifier import Thresholds
 from routing.tier import Tier
+from storage.admission import Admission
 from storage.answer import ANSWER_VERSION, AnswerCache
-from storage.board import SharedBoard
 from storage.connection import blocking_client, hot_client
 from storage.database import build_engine
 from storage.dead_letter import DeadLetters
@@ -20,7 +20,7 @@ from storage.ledger import Ledger
 from storage.line import Lines
 from storage.presence import Presence
 from tasks.app import build_celery
-from tasks.build import build_answerer, build_ledger, build_tiers
+from tasks.build import build_admission, build_answerer, build_ledger, build_tiers
 from tasks.dispatch import Dispatcher
 from webapp.inline import AlwaysHeld, Inline
 from webapp.meter import Meter
@@ -46,7 +46,7 @@ class Services:
     withdrawals: Withdrawals
     inline: Inline
     presence: Presence
-    board: SharedBoard
+    admission: Admission
     engine: Engine
     meter: Meter
 
@@ -59,11 +59,13 @@ def build_services(settings: Settings) -> Services:
     thresholds = Thresholds(settings.simple_query_max_words, settings.medium_query_max_words)
     cache = AnswerCache(hot_client(settings.cache_url)) if settings.cache_redis_url else None
     listener = CompletionListener(blocking_client(settings.ledger_url, BLOCK_MS / 1000))
-    engine = build_engine(settings.database_url)
+    engine = build_engine(settings.sql_url)
+    admission = build_admission(settings, client)
     answerer = build_answerer(
         settings,
         ledger,
         AlwaysHeld(),
+        admission,
         tiers=tiers,
         cache=cache,
         worker="web",
@@ -84,7 +86,7 @@ def build_services(settings: Settings) -> Services:
         withdrawals=Withdrawals(ledger),
         inline=Inline(answerer, engine, settings.max_inline_answers),
         presence=Presence(client),
-        board=SharedBoard(client),
+        admission=admission,
         engine=engine,
         meter=Meter(),
     )

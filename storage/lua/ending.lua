@@ -1,4 +1,4 @@
--- Prepended to every script: the one way a job ends.
+-- Prepended to the scripts about jobs: the one way a job ends.
 
 -- Who pays: the caller whose job it was; where that one has cancelled, the first of those that stayed.
 local function payer_of(id, callers)

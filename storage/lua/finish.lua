@@ -5,14 +5,13 @@
 --       nano-USD to charge, tokens to charge, '1' for a dead letter, most dead letters, keep dead letters for (ms),
 --       then attempts (JSON each)
 -- Returns 1 ended now | 2 this token ended it before | 0 the job is not the token's
-local job, _, attempts, due = unpack(KEYS)
+local job, attempts = KEYS[1], KEYS[3]
 local now, id, token, status, answer = clock(ARGV[1]), ARGV[2], ARGV[3], ARGV[4], ARGV[5]
 local found = redis.call('HMGET', job, 'status', 'owner', 'cancel_at')
 local current, owner, cancel_at = unpack(found)
 if owner ~= token then return 0 end
 if current ~= 'running' then return 2 end
 
-redis.call('ZREM', due, id)  -- first, as it frees memory: a Redis that is full lets a script go on that has written so
 if #ARGV > 17 then redis.call('RPUSH', attempts, unpack(ARGV, 18)) end
 if ARGV[9] ~= '' then redis.call('SET', ARGV[9], answer, 'PX', ARGV[10]) end
 if cancel_at then status = 'cancelled' end  -- whatever became of its last call; what that cost stays on record

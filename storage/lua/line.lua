@@ -1,4 +1,4 @@
--- Prepended to every script: the waiting lines of a tier, and who is next.
+-- Prepended to the scripts about jobs: the waiting lines of a tier, and who is next.
 --
 -- A tier has a line for each priority, a sorted set of job ids. Within it tenants share alike (start-time fair queueing:
 -- a job's score is one more than its tenant's last, or than the line's virtual time where that is later), so a tenant
@@ -39,7 +39,6 @@ local function step_out(id, tier, priority, tenant)
 end
 
 -- The job whose turn it is, taken out of its line; false where nobody waits. Where both lines wait, batch gets its share.
--- (The first write is one that frees memory: a Redis that is full then lets the script go on.)
 local function next_in_line(tier, batch_share)
   local share = key('share', tier)
   local prompt = redis.call('ZRANGE', line_of(tier, INTERACTIVE), 0, 0, 'WITHSCORES')

@@ -18,7 +18,6 @@ if status ~= 'queued' and status ~= 'running' then
   redis.call('ZREM', due, id)
   return {'gone'}
 end
-redis.call('ZREM', due, id)  -- first, as it frees memory: a Redis that is full lets a script go on that has written so
 runs, deadline = tonumber(runs), tonumber(deadline)
 if start_by and runs == 0 then deadline = math.min(deadline, tonumber(start_by)) end
 

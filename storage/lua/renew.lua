@@ -5,7 +5,6 @@
 local job, due = unpack(KEYS)
 local status, owner, cancel_at = unpack(redis.call('HMGET', job, 'status', 'owner', 'cancel_at'))
 if status ~= 'running' or owner ~= ARGV[3] then return 0 end
-redis.call('ZREM', due, ARGV[2])  -- first, as it frees memory: a Redis that is full lets a script go on that has written so
 local lease_until = clock(ARGV[1]) + tonumber(ARGV[4])
 redis.call('HSET', job, 'lease_until', whole(lease_until))
 redis.call('ZADD', due, lease_until, ARGV[2])

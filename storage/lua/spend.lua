@@ -1,4 +1,4 @@
--- Prepended to every script: what an API key has used, and whether it may use more.
+-- Prepended to the scripts about jobs: what an API key has used, and whether it may use more.
 --
 -- `spend` holds in nano-USD and tokens what was used `day` and `month` (UTC), and what is held for jobs that are not over;
 -- `open` the callers whose jobs are not over, by deadline; `rate` the requests of this minute and the one before.

@@ -77,7 +77,7 @@ class Stack:
 
     @property
     def engine(self) -> Engine:
-        return build_engine(Settings(database_url=self.env["DATABASE_URL"]).database_url)
+        return build_engine(Settings(database_url=self.env["DATABASE_URL"]).sql_url)
 
     @property
     def redis(self) -> Redis:
