@@ -10,9 +10,12 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+import requests
+
 from tests.chaos.world import Plan, World, running
 
 CONFIGURATION = Path(__file__).with_name("fuzz.toml")
+DEAD_LETTERS = 20  # something to list, to read and to replay
 LEEWAY_S = 300  # for what schemathesis does when its time is up
 
 
@@ -23,6 +26,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--report", type=Path, help="folder for a report of every request (HAR)")
     asked = parser.parse_args(arguments)
     with running(Plan(), latency_s=0) as world:
+        for number in range(DEAD_LETTERS):
+            requests.post(f"{world.address()}/api/v1/query", json={"query": f"[[fault=500]] {number}"}, timeout=60)
         # The document is read over HTTP, so what is fuzzed is what callers get.
         done = subprocess.run(_command(world, asked), cwd=world.folder, timeout=asked.minutes * 60 + LEEWAY_S)
         ailing = world.ailing()

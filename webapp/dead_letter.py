@@ -13,7 +13,7 @@ from storage.job import PRIORITIES, Job
 from webapp.auth import caller
 from webapp.document import problems, with_headers
 from webapp.problem import Problem
-from webapp.schema import DeadLetterList, DeadLetterView, JobPath, ReplayBody, ReplayView
+from webapp.schema import DeadLetterList, DeadLetterQuery, DeadLetterView, JobPath, ReplayBody, ReplayView
 from webapp.service import services
 from webapp.view import iso, json_response
 
@@ -27,7 +27,7 @@ AWAY = "Dead letters are kept in Redis, which is away."
     summary="List dead letters",
     responses={200: with_headers(DeadLetterList), **problems(422, 500, 503)},
 )
-def list_dead_letters(query: ReplayBody) -> Response:
+def list_dead_letters(query: DeadLetterQuery) -> Response:
     """Jobs that ended without an answer through no fault of their callers, newest first; never their texts."""
     try:
         found = services().dead_letters.find(_filter(query), query.limit)
@@ -106,7 +106,7 @@ def _unknown() -> Problem:
     return Problem("dead_letter_unknown", "No dead letter has this id.")
 
 
-def _filter(asked: ReplayBody) -> Filter:
+def _filter(asked: DeadLetterQuery) -> Filter:
     """Of the caller's tenant; an operator may name any, or none for all."""
     own = caller().visible_tenant
     return Filter(own if own is not None else asked.tenant, asked.tier, asked.code, asked.before)

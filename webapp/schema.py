@@ -165,7 +165,7 @@ class MetricsView(BaseModel):
     unrecorded_hits: int | None
 
 
-class ReplayBody(_Strict):
+class DeadLetterQuery(_Strict):
     """Which dead letters."""
 
     model_config = ConfigDict(extra="forbid", strict=False)
@@ -174,6 +174,12 @@ class ReplayBody(_Strict):
     code: str | None = Field(None, max_length=64, description="Why they failed: a code of our problems")
     before: int | None = Field(None, ge=0, le=2**53, description="Ended before this Unix time in ms: the next page")
     limit: int = Field(50, ge=1, le=1000)
+
+
+class ReplayBody(DeadLetterQuery):
+    """Which dead letters to run once more. (In JSON a number is a number.)"""
+
+    model_config = ConfigDict(extra="forbid", strict=True)
 
 
 class DeadLetterView(BaseModel):

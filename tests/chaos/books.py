@@ -53,7 +53,7 @@ class Books:
 
 def read_books(database_url: str, kafka_servers: str | None = None) -> Books:
     """Everything in the tables and, where servers are given, in the topics. Database and Kafka errors pass through."""
-    engine = build_engine(Settings(database_url=database_url).database_url)
+    engine = build_engine(Settings(database_url=database_url).sql_url)
     try:
         found = {table.name: _rows(engine, table) for table in (queries, attempts, events)}
     finally:

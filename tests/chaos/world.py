@@ -29,7 +29,7 @@ from tests.fake_provider import KEYS, FakeProvider
 from tests.integration.stack import SERVICE, eventually
 
 WELL = ("ok", "off")
-BUG_EVENTS = ("request.failed", "periodic.failed", "completions.failed")
+BUG_EVENTS = ("request.failed", "periodic.failed", "stream.failed")
 
 
 class CannotRun(Exception):
