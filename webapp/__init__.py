@@ -20,6 +20,7 @@ from webapp.auth import guard
 from webapp.dead_letter import dead_letters
 from webapp.document import complete, document
 from webapp.header import protect
+from webapp.job import jobs
 from webapp.operation import operation
 from webapp.problem import Problem, ProblemDetails, from_validation, register_problems
 from webapp.service import attach, build_services, services
@@ -53,6 +54,7 @@ def create_app(settings: Settings | None = None) -> Flask:
     attach(app, parts)
     register_problems(app)
     app.register_api(api)
+    app.register_api(jobs)
     app.register_api(dead_letters)
     app.register_api(admin)
     app.register_api(operation)

@@ -1,62 +1,25 @@
 """The story of a request: look in the cache, join or become a job, ring the queue, wait for the end."""
 
 import logging
-from dataclasses import asdict, dataclass, replace
-from typing import Any
+from dataclasses import dataclass, replace
 
 import orjson
 from kombu.exceptions import OperationalError
 from redis import RedisError
 
-from routing.catalogue import load_catalogue
-from routing.classifier import classify
-from routing.estimate import estimate_prompt_tokens
 from routing.fingerprint import fingerprint
-from routing.query import Query, Usage
-from routing.tier import Tier
 from storage.answer import SHARED, Answer, owned
 from storage.api_key import KeyLimits
-from storage.job import PRIORITIES, Acceptance, Draft, Job
-from storage.quota import Quota
+from storage.job import Acceptance, Draft, Job
+from webapp.ask import NO_KEYS_NOW, Ask
 from webapp.auth import Caller
+from webapp.draft import CACHE_HEADERS, caller_facts, make_draft
 from webapp.inline import NotTaken
 from webapp.problem import Problem
 from webapp.refusal import over_rate, refused
 from webapp.service import Services
 
 log = logging.getLogger(__name__)
-
-NO_KEYS_NOW = "Idempotency keys are kept in Redis, which is away; nothing was done."
-CACHE_HEADERS = {"default": "MISS", "bypass": "BYPASS", "refresh": "REFRESH", "only": "MISS"}
-
-
-@dataclass(frozen=True, slots=True)
-class Ask:
-    """One validated request. `id` names the query from now on; durations in seconds.
-
-    `is_idempotent`: it came with a key, so `id` may have been asked before.
-    """
-
-    id: str
-    query: Query
-    caller: Caller
-    request_id: str
-    wait_s: float
-    deadline_s: float
-    priority: str
-    cache_mode: str
-    ttl_s: int
-    start_within_s: float | None = None
-    is_text_recorded: bool = False
-    is_idempotent: bool = False
-
-    @property
-    def may_read_cache(self) -> bool:
-        return self.cache_mode in ("default", "only")
-
-    @property
-    def may_write_cache(self) -> bool:
-        return self.cache_mode in ("default", "refresh")
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,10 +44,10 @@ def accept(ask: Ask, parts: Services) -> Outcome:
         if found := _find(ask, key, parts):
             return Outcome("HIT", answer=Answer.decode(found))
     except RedisError as error:
-        return _answer_inline(_draft(ask, key, parts), ask, parts, error)
+        return _answer_inline(make_draft(ask, key, parts), ask, parts, error)
     if ask.cache_mode == "only":
         raise Problem("not_cached", "The answer is not in the cache, and cache.mode is `only`.")
-    draft = _draft(ask, key, parts)
+    draft = make_draft(ask, key, parts)
     try:
         accepted = parts.ledger.accept(draft)
     except RedisError as error:
@@ -111,7 +74,7 @@ def _find(ask: Ask, key: str, parts: Services) -> bytes | None:
     cache is apart.
     """
     rate = _rate(ask.caller)
-    caller = orjson.dumps(_caller(ask) | {"cache": "HIT"})
+    caller = orjson.dumps(caller_facts(ask) | {"cache": "HIT"})
     if parts.cache is None and ask.may_read_cache:
         found = parts.ledger.find(key, caller, rate)
         if isinstance(found, int):
@@ -131,61 +94,6 @@ def _find(ask: Ask, key: str, parts: Services) -> bytes | None:
 def _rate(caller: Caller) -> tuple[str, int] | None:
     limit = caller.limits.requests_per_minute
     return (caller.key_id, limit) if limit else None
-
-
-def _caller(ask: Ask) -> dict[str, Any]:
-    text = {"text": ask.query.text} if ask.is_text_recorded else {}
-    return {
-        "id": ask.id,
-        "tenant": ask.caller.tenant,
-        "key": ask.caller.key_id,
-        "request_id": ask.request_id,
-        "priority": ask.priority,
-        **text,
-    }
-
-
-def _draft(ask: Ask, key: str, parts: Services) -> Draft:
-    judged = classify(ask.query.text, parts.thresholds)
-    tier = ask.query.tier or judged.tier
-    if not parts.tiers[tier].targets:
-        detail = "No provider is configured: set GROQ_API_KEY or TOGETHER_API_KEY, or LOCAL_MODEL=on."
-        raise Problem("no_provider", detail)
-    routing = {"score": judged.score, "words": judged.words, "signals": [s.name for s in judged.signals]}
-    payload = {
-        "query": asdict(ask.query),
-        "tenant": ask.caller.tenant,
-        "request_id": ask.request_id,
-        "priority": ask.priority,
-        "routing": routing,
-        "cache": {"fingerprint": key, "ttl_ms": ask.ttl_s * 1000} if ask.may_write_cache else None,
-    }
-    caller = {
-        "cache": CACHE_HEADERS[ask.cache_mode],
-        "tier": tier,
-        "score": judged.score,
-        "words": judged.words,
-    }
-    return Draft(
-        id=ask.id,
-        tenant=ask.caller.tenant,
-        tier=tier,
-        priority=PRIORITIES[ask.priority],
-        fingerprint=key,
-        coalesce=ask.cache_mode == "default",
-        deadline_ms=int(ask.deadline_s * 1000),
-        payload=orjson.dumps(payload),
-        caller=orjson.dumps(_caller(ask) | caller),
-        start_by_ms=None if ask.start_within_s is None else int(ask.start_within_s * 1000),
-        quota=_quota(ask, parts.tiers[tier]) if ask.caller.key_id else None,
-    )
-
-
-def _quota(ask: Ask, tier: Tier) -> Quota:
-    """The key's limits, and what the job may cost at most: every target fails only after it was paid."""
-    most = Usage(estimate_prompt_tokens(ask.query), min(ask.query.max_tokens or tier.max_tokens, tier.max_tokens))
-    hold_usd = sum(load_catalogue().cost_usd(target, most, tier) for target in tier.targets)
-    return Quota(ask.caller.key_id, ask.caller.limits, hold_usd, most.total_tokens)
 
 
 def _follow_up(ask: Ask, draft: Draft, accepted: Acceptance, parts: Services) -> Outcome:
