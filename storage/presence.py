@@ -19,6 +19,7 @@ class Presence:
         self._client = client
         self._lead = load_script(client, "lead")
         self._resign = load_script(client, "resign")
+        self._sign = load_script(client, "show")
 
     def show_worker(self, name: str, tiers: Iterable[str], slots: int) -> None:
         """Say that the worker `name` serves these tiers with so many calls at a time."""
@@ -59,10 +60,8 @@ class Presence:
         return {**worst, "waiting_events": max(r["waiting_events"] for r in reports)}
 
     def _show(self, kind: str, name: str, sign: bytes | int) -> None:
-        with self._client.pipeline(transaction=False) as pipe:
-            pipe.set(f"{PREFIX}{kind}:{name}", sign, px=PRESENCE_TTL_MS)
-            pipe.sadd(f"{PREFIX}names:{kind}", name)
-            pipe.execute()
+        keys = [f"{PREFIX}{kind}:{name}", f"{PREFIX}names:{kind}"]
+        self._sign(keys=keys, args=[name, sign, PRESENCE_TTL_MS])
 
     def _alive(self, kind: str) -> dict[str, bytes]:
         """The last sign of each; those silent too long are forgotten."""

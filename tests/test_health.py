@@ -123,3 +123,15 @@ def test_the_recorders_together_are_as_bad_as_the_worst(redis: Redis) -> None:
 
     presence.report_recorder("r2", {**FINE, "kafka": "down"})
     assert presence.recorder() == {"database": "ok", "kafka": "down", "waiting_events": 3}
+
+
+def test_nobody_is_dead_because_redis_is_full(redis: Redis) -> None:
+    presence = Presence(redis)
+    presence.show_worker("w1", ["simple"], 4)
+    redis.config_set("maxmemory", 1)
+    try:
+        presence.show_worker("w2", ["simple"], 4)
+    finally:
+        redis.config_set("maxmemory", 0)
+
+    assert set(presence.workers("simple")) == {"w1", "w2"}
