@@ -89,6 +89,7 @@ class Settings(BaseSettings):
     web_processes: Count = 2
     web_threads: Annotated[int, Field(ge=8)] = 128
     max_waiters: Count = 96
+    max_streams: Count = 24
     max_inline_answers: Count = 8
     max_query_chars: Count = 32_000
     max_body_bytes: Count = 256 * 1024
@@ -184,14 +185,17 @@ class Settings(BaseSettings):
     def _fit_together(self) -> Self:
         if self.simple_query_max_words >= self.medium_query_max_words:
             raise ValueError("SIMPLE_QUERY_MAX_WORDS must be less than MEDIUM_QUERY_MAX_WORDS")
-        if self.max_waiters >= self.web_threads:
-            raise ValueError("MAX_WAITERS must be less than WEB_THREADS, or waiting requests would starve cache hits")
+        if self.max_waiters + self.max_streams >= self.web_threads:
+            detail = "MAX_WAITERS and MAX_STREAMS together must be less than WEB_THREADS"
+            raise ValueError(f"{detail}, or waiting requests would starve cache hits")
         if self.sync_wait_seconds > self.max_wait_seconds:
             raise ValueError("SYNC_WAIT_SECONDS must not exceed MAX_WAIT_SECONDS")
         if self.job_deadline_seconds > self.max_deadline_seconds:
             raise ValueError("JOB_DEADLINE_SECONDS must not exceed MAX_DEADLINE_SECONDS")
         if self.idempotency_ttl_seconds > self.job_ttl_seconds:
             raise ValueError("IDEMPOTENCY_TTL_SECONDS must not exceed JOB_TTL_SECONDS: a job is what a key stands for")
+        if self.job_ttl_seconds > self.dead_letter_ttl_seconds:
+            raise ValueError("JOB_TTL_SECONDS must not exceed DEAD_LETTER_TTL_SECONDS: a dead letter is a job, too")
         return self
 
     @property

@@ -53,7 +53,7 @@ def rows_of(entries: Iterable[Mapping[str, bytes]], *, keeps_answers: bool = Fal
 
 def _expand_accepted(entry: Mapping[str, bytes], rows: Rows) -> None:
     caller, job_id, at = orjson.loads(entry["caller"]), entry["job"].decode(), _time(entry["at"])
-    query = _query(caller, job_id, at)
+    query = _query(caller, job_id, at) | _text(entry)
     rows.opened.append(query | {"status": "queued"})
     facts = {k: query[k] for k in ("tier", "score", "words", "cache", "priority")}
     rows.events.append(_event("query.accepted", query, job_id, at, facts))
@@ -77,7 +77,7 @@ def _expand_ended(entry: Mapping[str, bytes], rows: Rows) -> None:
     callers = orjson.loads(entry["callers"])
     payer, life = entry.get("payer", entry["job"]).decode(), int(entry.get("replays", 0))
     for asked in callers:
-        query = _ended_query(asked, job_id, at, status, facts, tries)
+        query = _ended_query(asked, job_id, at, status, facts, tries) | _text(entry)
         if query["id"] == payer:
             query |= _bill(facts, tries)
         query["queued_ms"] = max(0, int(entry["started_at"]) - asked["at"])
@@ -95,7 +95,7 @@ def _expand_ended(entry: Mapping[str, bytes], rows: Rows) -> None:
 def _expand_left(entry: Mapping[str, bytes], rows: Rows) -> None:
     """A caller that cancelled while the job went on for others."""
     asked, job_id, at = orjson.loads(entry["caller"]), entry["job"].decode(), _time(entry["at"])
-    query = _ended_query(asked, job_id, at, "cancelled", {"error_code": "cancelled"}, [])
+    query = _ended_query(asked, job_id, at, "cancelled", {"error_code": "cancelled"}, []) | _text(entry)
     rows.ended.append(query)
     rows.events.append(_event("query.cancelled", query, job_id, at, _ended_facts(query, {"error_code": "cancelled"})))
 
@@ -128,6 +128,11 @@ _EXPANDERS = {
     "replayed": _expand_replayed,
     "alert": _expand_alert,
 }
+
+
+def _text(entry: Mapping[str, bytes]) -> Row:
+    """The query's text, where it is recorded: once an entry, however many callers have asked the same."""
+    return {"query_text": entry["text"].decode() if entry.get("text") else None}
 
 
 def _query(caller: Row, job_id: str, at: datetime) -> Row:

@@ -16,6 +16,7 @@ class Draft:
     """A query about to become a job. `payload` is what the worker needs, `caller` what the record needs; both JSON.
 
     `deadline_ms` and `start_by_ms` count from now: the job is given up when it has not ended, not begun by then.
+    `text` is the query's, where it is to be recorded.
     """
 
     id: str
@@ -29,6 +30,7 @@ class Draft:
     caller: bytes
     start_by_ms: int | None = None
     quota: Quota | None = None
+    text: str = ""
 
 
 Refusal = Literal["full", "tenant_full", "crowded", "backlog", "open_jobs", "tokens_day", "budget_day", "budget_month"]
@@ -37,11 +39,12 @@ Refusal = Literal["full", "tenant_full", "crowded", "backlog", "open_jobs", "tok
 @dataclass(frozen=True, slots=True)
 class Acceptance:
     """What became of a draft. `answer` for a hit, `job_id` for leader and follower, `number` where refused: how many
-    there are already, or for a key's limits how many ms to wait.
+    there are already, or for a key's limits how many ms to wait. `withdrawn`: it had been taken back before it came.
     """
 
-    kind: Literal["leader", "follower", "hit"] | Refusal
+    kind: Literal["leader", "follower", "hit", "withdrawn"] | Refusal
     job_id: str | None = None
+    needs_message: bool = False
     answer: bytes | None = None
     number: int = 0
 
@@ -95,6 +98,7 @@ class Job:
     payer: str | None = None
     replays: int = 0
     is_cancelling: bool = False
+    is_hit: bool = False
 
     @property
     def is_open(self) -> bool:

@@ -21,11 +21,14 @@ from storage.name import (
     callers_key,
     flight_key,
     job_key,
+    withdrawn_key,
 )
 from storage.quota import nano
 
 JOB_PARTS = ("line", "spend", "ending")  # Lua that the scripts about jobs share
 FLIGHT_GRACE_MS = 2_000  # how long a finished job still answers queries that missed the cache just before
+WITHDRAWN_MS = 60_000  # longer than a packet may be on its way
+SLACK_MS = 1_000
 FLIGHT_MARGIN_MS = 30_000  # over the deadline: the flight must not end before its job
 
 
@@ -135,8 +138,16 @@ class Ledger:
             "callers": limits.max_callers_per_job,
             "usage": limits.max_unrecorded_events,
         }
-        kind, value = self._scripts["accept"](
-            keys=[job_key(draft.id), callers_key(draft.id), flight, DUE, USAGE, UNRECORDED_HITS],
+        kind, *found = self._scripts["accept"](
+            keys=[
+                job_key(draft.id),
+                callers_key(draft.id),
+                flight,
+                DUE,
+                USAGE,
+                UNRECORDED_HITS,
+                withdrawn_key(draft.id),
+            ],
             args=[
                 self._clock(),
                 draft.id,
@@ -153,13 +164,15 @@ class Ledger:
                 draft.payload,
                 draft.priority,
                 draft.tier,
+                draft.text,
             ],
         )
-        return _acceptance(kind.decode(), value)
+        return _acceptance(kind.decode(), *found)
 
     def withdraw(self, job_id: str) -> bool:
-        """Undo an accept, also one that may not have arrived; False where the job runs, or others have joined it."""
-        return bool(self._scripts["withdraw"](keys=[job_key(job_id), callers_key(job_id), DUE], args=[job_id]))
+        """Undo an accept, also one that is still on its way; False where the job has run, or others have joined it."""
+        keys = [job_key(job_id), callers_key(job_id), attempts_key(job_id), DUE, withdrawn_key(job_id)]
+        return bool(self._scripts["withdraw"](keys=keys, args=[job_id, WITHDRAWN_MS]))
 
     def claim(self, tier: str, token: str, worker: str) -> Claim | None:
         """Take the job whose turn it is in the tier for one run; None where nobody waits."""
@@ -221,18 +234,35 @@ class Ledger:
         )
         return said.decode()
 
+    def keep_hit(self, draft: Draft, answer: bytes) -> None:
+        """Keep a hit as a job that has ended, so that its Idempotency-Key stands for this answer from now on."""
+        now = self._now_ms() if self._now_ms else server_ms(self.client)
+        fields = {"status": "completed", "tenant": draft.tenant, "tier": draft.tier, "priority": draft.priority}
+        moments = dict.fromkeys(("created_at", "started_at", "ended_at", "deadline_at"), now)
+        with self.client.pipeline() as pipe:
+            pipe.hset(job_key(draft.id), mapping=fields | moments | {"payload": draft.payload, "answer": answer})
+            pipe.hset(job_key(draft.id), "is_hit", 1)
+            pipe.pexpire(job_key(draft.id), self.limits.keep_ms)
+            pipe.execute()
+
     def replay(self, job_id: str, deadline_ms: int) -> tuple[str, int] | None:
-        """Queue a dead letter again, with a new deadline; its tier and priority, or None where it is none."""
+        """Queue a dead letter again, with a new deadline; its tier and priority, or None where it is none.
+
+        None, too, where the limits of a key that it is for do not allow it now.
+        """
         found = self._scripts["replay"](
             keys=[job_key(job_id), callers_key(job_id), attempts_key(job_id), DUE, USAGE, DEAD],
-            args=[self._clock(), job_id, deadline_ms, self.limits.republish_ms],
+            args=[self._clock(), job_id, deadline_ms, self.limits.republish_ms, self.limits.keep_dead_ms],
         )
-        return (found[0].decode(), found[1]) if found else None
+        return (found[1].decode(), found[2]) if found[0] == b"replayed" else None
 
     def reap(self, token: str, *, at_most: int = 200) -> list[Verdict]:
         """Look after the jobs that are due now; `lua/reap.lua` says how."""
         now = self._now_ms() if self._now_ms else server_ms(self.client)
         due = self.client.zrangebyscore(DUE, "-inf", now, start=0, num=at_most)
+        # Nothing is ever due later than this, unless the server's clock was set back.
+        latest = now + max(self.limits.lease_ms, self.limits.republish_ms) + SLACK_MS
+        due += self.client.zrangebyscore(DUE, f"({latest}", "+inf", start=0, num=at_most - len(due))
         return [self._reap_one(job_id.decode(), token) for job_id in due]
 
     def _reap_one(self, job_id: str, token: str) -> Verdict:
@@ -267,11 +297,11 @@ class Ledger:
         return self._now_ms() if self._now_ms else ""
 
 
-def _acceptance(kind: Any, value: bytes) -> Acceptance:
+def _acceptance(kind: Any, value: bytes, needs_message: int = 0) -> Acceptance:
     if kind == "hit":
         return Acceptance(kind, answer=value)
-    if kind in ("leader", "follower"):
-        return Acceptance(kind, job_id=value.decode())
+    if kind in ("leader", "follower", "withdrawn"):
+        return Acceptance(kind, job_id=value.decode(), needs_message=bool(needs_message))
     return Acceptance(kind, number=int(value))
 
 
@@ -296,4 +326,5 @@ def _job_view(job_id: str, leader: str | None, fields: dict[bytes, bytes], attem
         payer=fields[b"payer"].decode() if b"payer" in fields else None,
         replays=int(fields.get(b"replays", 0)),
         is_cancelling=b"cancel_at" in fields,
+        is_hit=b"is_hit" in fields,
     )

@@ -13,6 +13,10 @@ def job_key(job_id: str) -> str:
     return PREFIX + "job:" + job_id
 
 
+def withdrawn_key(job_id: str) -> str:
+    return PREFIX + "withdrawn:" + job_id
+
+
 def callers_key(job_id: str) -> str:
     return PREFIX + "callers:" + job_id
 

@@ -24,7 +24,7 @@ from tasks.ending import charges, failed_ending, late_ending
 
 log = logging.getLogger(__name__)
 
-FINISH_RETRY_S = 1.0
+RETRY_S = 1.0
 BASELINE_TIER = "complex"  # savings are measured against sending every query to its first target
 
 
@@ -57,7 +57,7 @@ class Answerer:
 
     def answer(self, tier: str) -> str:
         """Run the tier's next job; returns its id and how it ended, or `none` where nobody waits."""
-        claim = self.ledger.claim(tier, uuid4().hex, self.worker)
+        claim = self._claim(tier)
         if claim is None:
             return "none"
         signal = self.leases.hold(claim)
@@ -66,6 +66,17 @@ class Answerer:
                 return f"{claim.job_id} {self._finish(claim, self.run(claim, signal))}"
         finally:
             self.leases.drop(claim)
+
+    def _claim(self, tier: str) -> Claim | None:
+        """The next job. Where a reply was lost it is asked for again, under the same token."""
+        token, give_up = uuid4().hex, time.monotonic() + self.ledger.limits.lease_ms / 1000
+        while True:
+            try:
+                return self.ledger.claim(tier, token, self.worker)
+            except RedisError:
+                if time.monotonic() > give_up:
+                    raise
+                self.sleep(RETRY_S)
 
     def run(self, claim: Claim, signal: AbortSignal) -> Ending:
         """Walk the targets for a claimed job. No lock, session or script is held meanwhile."""
@@ -122,7 +133,7 @@ class Answerer:
                     log.exception("job.unfinished")
                     return "unfinished"
                 log.warning("job.finish_delayed", extra={"error": type(error).__name__})
-                self.sleep(FINISH_RETRY_S)
+                self.sleep(RETRY_S)
 
     def _finish_once(self, claim: Claim, ending: Ending) -> str:
         if self.cache and ending.cache:

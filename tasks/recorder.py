@@ -5,6 +5,7 @@ import os
 import signal
 import socket
 import threading
+from contextlib import suppress
 from functools import partial
 
 from redis import RedisError
@@ -20,8 +21,12 @@ from storage.event import rows_of
 from storage.presence import Presence
 from storage.record import write
 from storage.usage import Entry, UsageStream
+from tasks.app import build_celery
+from tasks.build import build_ledger
+from tasks.dispatch import Dispatcher
 from tasks.periodic import Periodic
 from tasks.purge import PERIOD_S, Purge, periods_of
+from tasks.reaper import Reaper
 from tasks.relay import Relay, connect
 
 log = logging.getLogger(__name__)
@@ -106,7 +111,13 @@ class RecorderProcess:
         self._relay = Relay(self._engine, self._presence, partial(connect, servers)) if servers else None
         self._stopped = threading.Event()
         self._purge = Purge(self._engine, client, periods_of(settings), self._stopped)
-        self._loops = [Periodic("report", REPORT_S, self._report), Periodic("purge", PERIOD_S, self._purge.run)]
+        # A reaper here too: while a tier has no worker its jobs still end at their deadlines.
+        self._reaper = Reaper(build_ledger(settings, client), Dispatcher(build_celery(settings)), self._presence)
+        self._loops = [
+            Periodic("report", REPORT_S, self._report),
+            Periodic("purge", PERIOD_S, self._purge.run),
+            Periodic("reaper", settings.reaper_seconds, self._reaper.run),
+        ]
         if self._relay:
             self._loops.append(Periodic("relay", RELAY_S, self._relay_all))
 
@@ -123,6 +134,8 @@ class RecorderProcess:
         if self._relay:
             self._relay.stop()
         self._purge.resign()
+        with suppress(RedisError):
+            self._reaper.resign()
         log.info("recorder.stopped")
 
     def _record_often(self) -> None:

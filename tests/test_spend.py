@@ -91,13 +91,19 @@ def test_months_are_those_of_the_calendar(redis: Redis, moment: datetime) -> Non
     )
 
 
-def test_a_caller_that_joins_holds_nothing_but_counts_as_open(ledger: Ledger, redis: Redis) -> None:
-    limits = KeyLimits(max_open_jobs=2, budget_usd_per_day=0.1)
-    quota = Quota("k1", limits, 0.1, 100)
-    kinds = [ledger.accept(draft(f"j{n}", key="k1", quota=quota)).kind for n in range(3)]
+def test_a_caller_that_joins_holds_what_it_may_come_to_pay(ledger: Ledger, redis: Redis) -> None:
+    """Should the leader leave: else many could be joined on one budget, and then be left with the bill."""
+    quotas = {key: Quota(key, KeyLimits(budget_usd_per_day=1.5), 1.0, 100) for key in ("ann", "bob")}
+    for number in range(2):
+        fingerprint = f"f{number}"
+        leader = draft(f"a{number}", fingerprint=fingerprint, key=f"rich{number}")
+        assert ledger.accept(leader).kind == "leader"
+    joined = [ledger.accept(draft(f"b{n}", fingerprint=f"f{n}", key="bob", quota=quotas["bob"])).kind for n in range(2)]
 
-    assert kinds == ["leader", "follower", "open_jobs"]
-    assert spending(redis, "k1").usd_held == pytest.approx(0.1)
+    assert joined == ["follower", "budget_day"]
+    assert spending(redis, "bob").usd_held == pytest.approx(1.0)
+    ledger.cancel(ledger.job("b0"), {"tier": "simple"})  # type: ignore[arg-type]
+    assert spending(redis, "bob").usd_held == 0
 
 
 def test_a_withdrawn_job_holds_nothing(ledger: Ledger, redis: Redis) -> None:

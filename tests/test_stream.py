@@ -53,8 +53,8 @@ def test_an_unknown_job_has_no_stream(client: FlaskClient) -> None:
     assert follow(client, "nope").json["code"] == "job_unknown"
 
 
-def test_streams_take_the_place_of_waits_and_give_it_back(redis: Redis, settings: Callable[..., Settings]) -> None:
-    app = create_app(settings(groq_api_key="k", max_waiters=1))
+def test_streams_are_bounded_and_give_their_place_back(redis: Redis, settings: Callable[..., Settings]) -> None:
+    app = create_app(settings(groq_api_key="k", max_streams=1))
     client = app.test_client()
     job_id = ask(client, wait_seconds=0).json["id"]
 

@@ -22,9 +22,9 @@ def caller(query_id: str, **more: Any) -> dict[str, Any]:
     return {**base, "tier": "medium", "score": 1, "words": 3, **more}
 
 
-def accepted(query_id: str, job: str | None = None, at: int = AT, **more: Any) -> dict[str, bytes]:
-    fields = {"kind": "accepted", "at": str(at), "job": job or query_id, "caller": json.dumps(caller(query_id, **more))}
-    return _encoded(fields)
+def accepted(query_id: str, job: str | None = None, at: int = AT, text: str = "", **more: Any) -> dict[str, bytes]:
+    who = json.dumps(caller(query_id, **more))
+    return _encoded({"kind": "accepted", "at": str(at), "job": job or query_id, "caller": who, "text": text})
 
 
 def ended(

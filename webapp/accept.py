@@ -42,6 +42,8 @@ def accept(ask: Ask, parts: Services) -> Outcome:
     key = owned(tenant, fingerprint(ask.query, tenant=tenant, policy=parts.policy))
     try:
         if found := _find(ask, key, parts):
+            if ask.is_idempotent:
+                parts.ledger.keep_hit(make_draft(ask, key, parts), found)
             return Outcome("HIT", answer=Answer.decode(found))
     except RedisError as error:
         return _answer_inline(make_draft(ask, key, parts), ask, parts, error)
@@ -52,6 +54,8 @@ def accept(ask: Ask, parts: Services) -> Outcome:
         accepted = parts.ledger.accept(draft)
     except RedisError as error:
         # Redis may have taken the job in all the same, only too late to say so.
+        if ask.is_idempotent:  # then it stands: who asks again with the key finds it
+            raise Problem("redis_unavailable", NO_KEYS_NOW, retry_after=1) from None
         if parts.withdrawals.withdraw(draft.id):
             return _answer_taken_back(draft, ask, parts, error)
         return _wait(ask, CACHE_HEADERS[ask.cache_mode], parts)
@@ -59,14 +63,18 @@ def accept(ask: Ask, parts: Services) -> Outcome:
 
 
 def _repeat(ask: Ask, parts: Services) -> Outcome | None:
-    """The job that this Idempotency-Key already stands for. (A hit makes no job: it is looked up again.)"""
+    """The job that this Idempotency-Key already stands for."""
     try:
         job = parts.ledger.job(ask.id)
+        wait_ms = parts.ledger.count_request(rate) if job and (rate := _rate(ask.caller)) else None
     except RedisError:
         raise Problem("redis_unavailable", NO_KEYS_NOW, retry_after=1) from None
     if job is None:
         return None
-    return replace(_wait(ask, "COALESCED" if job.leader else "MISS", parts, job.leader), is_repeat=True)
+    if wait_ms:
+        raise over_rate(wait_ms)
+    cache = "HIT" if job.is_hit else "COALESCED" if job.leader else "MISS"
+    return replace(_wait(ask, cache, parts, job.leader), is_repeat=True)
 
 
 def _find(ask: Ask, key: str, parts: Services) -> bytes | None:
@@ -74,7 +82,8 @@ def _find(ask: Ask, key: str, parts: Services) -> bytes | None:
     cache is apart.
     """
     rate = _rate(ask.caller)
-    caller = orjson.dumps(caller_facts(ask) | {"cache": "HIT"})
+    text = {"text": ask.query.text} if ask.is_text_recorded else {}
+    caller = orjson.dumps(caller_facts(ask) | {"cache": "HIT"} | text)
     if parts.cache is None and ask.may_read_cache:
         found = parts.ledger.find(key, caller, rate)
         if isinstance(found, int):
@@ -103,12 +112,16 @@ def _follow_up(ask: Ask, draft: Draft, accepted: Acceptance, parts: Services) ->
         case "follower":
             return _wait(ask, "COALESCED", parts, leader=accepted.job_id)
         case "leader":
-            return _ring(ask, draft, parts)
+            return _ring(ask, draft, parts, accepted.needs_message)
+        case "withdrawn":
+            raise Problem("redis_unavailable", "Redis was too late for this query; ask again.", retry_after=1)
         case _:
             raise refused(draft, accepted, parts)
 
 
-def _ring(ask: Ask, draft: Draft, parts: Services) -> Outcome:
+def _ring(ask: Ask, draft: Draft, parts: Services, needs_message: bool) -> Outcome:
+    if not needs_message:
+        return _wait(ask, CACHE_HEADERS[ask.cache_mode], parts)
     try:
         parts.dispatcher.ring(draft.id, draft.tier, draft.priority)
     except OperationalError as error:

@@ -20,14 +20,12 @@ CACHE_HEADERS = {"default": "MISS", "bypass": "BYPASS", "refresh": "REFRESH", "o
 
 
 def caller_facts(ask: Ask) -> dict[str, Any]:
-    text = {"text": ask.query.text} if ask.is_text_recorded else {}
     return {
         "id": ask.id,
         "tenant": ask.caller.tenant,
         "key": ask.caller.key_id,
         "request_id": ask.request_id,
         "priority": ask.priority,
-        **text,
     }
 
 
@@ -63,6 +61,7 @@ def make_draft(ask: Ask, key: str, parts: Services) -> Draft:
         payload=orjson.dumps(payload),
         caller=orjson.dumps(caller_facts(ask) | caller),
         start_by_ms=None if ask.start_within_s is None else int(ask.start_within_s * 1000),
+        text=ask.query.text if ask.is_text_recorded else "",
         quota=_quota(ask, parts.tiers[tier]) if ask.caller.key_id else None,
     )
 
@@ -71,4 +70,4 @@ def _quota(ask: Ask, tier: Tier) -> Quota:
     """The key's limits, and what the job may cost at most: every target fails only after it was paid."""
     most = Usage(estimate_prompt_tokens(ask.query), min(ask.query.max_tokens or tier.max_tokens, tier.max_tokens))
     hold_usd = sum(load_catalogue().cost_usd(target, most, tier) for target in tier.targets)
-    return Quota(ask.caller.key_id, ask.caller.limits, hold_usd, most.total_tokens)
+    return Quota(ask.caller.key_id, ask.caller.limits, hold_usd, most.total_tokens * len(tier.targets))

@@ -86,6 +86,7 @@ class Inline:
             "started_at": str(started).encode(),
             "callers": orjson.dumps([{"at": started, "caller": caller}]),
             "attempts": orjson.dumps(list(ending.attempts)),
+            "text": draft.text.encode(),
         }
         try:
             write(self._engine, rows_of([entry], keeps_answers=True))

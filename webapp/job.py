@@ -74,7 +74,9 @@ def follow_job(path: JobPath) -> Response:
     try:
         return job_stream(visible_job(path.id), request.headers.get("Last-Event-ID", ""), services())
     except NoSlot:
-        raise Problem("overloaded", "As many requests wait here as may; poll the job instead.", retry_after=1) from None
+        raise Problem(
+            "overloaded", "As many streams are open here as may be; poll the job instead.", retry_after=1
+        ) from None
     except RedisError:
         raise _jobs_away() from None
 

@@ -56,7 +56,7 @@ class CompletionListener:
 
 
 class NoSlot(Exception):
-    """As many requests wait in this process as may."""
+    """As many requests follow a job in this process as may."""
 
 
 class Watch:
@@ -78,11 +78,12 @@ class Watch:
 
 
 class Waiter:
-    """A bounded number of waits per process, so that cache hits always find a free thread."""
+    """A bounded number of waits and of streams per process, so that cache hits always find a free thread."""
 
-    def __init__(self, ledger: Ledger, listener: CompletionListener, at_most: int) -> None:
+    def __init__(self, ledger: Ledger, listener: CompletionListener, waits: int, streams: int) -> None:
         self._ledger, self._listener = ledger, listener
-        self._slots = threading.BoundedSemaphore(at_most)
+        self._slots = threading.BoundedSemaphore(waits)
+        self._streams = threading.BoundedSemaphore(streams)
 
     def wait(self, job_id: str, seconds: float, leader: str | None = None) -> Job | None:
         """The job when it has ended, or as it is when `seconds` have passed, no slot is free, or the process stops.
@@ -100,10 +101,10 @@ class Waiter:
 
     def follow(self, job_id: str, seconds: float, leader: str | None = None) -> Watch:
         """Watch a job for so long at most. Raises NoSlot."""
-        if not self._slots.acquire(blocking=False):
+        if not self._streams.acquire(blocking=False):
             raise NoSlot
         parts = ExitStack()
-        parts.callback(self._slots.release)
+        parts.callback(self._streams.release)
         ended = parts.enter_context(self._listener.watch(leader or job_id))
         return Watch(lambda: self._ledger.job(job_id), ended, time.monotonic() + seconds, parts)
 

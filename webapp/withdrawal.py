@@ -4,6 +4,7 @@ import logging
 import threading
 import time
 from collections import deque
+from contextlib import suppress
 
 from redis import RedisError
 
@@ -50,7 +51,11 @@ class Withdrawals:
             except RedisError:
                 time.sleep(RETRY_S)
             else:
-                self._late.popleft()
+                self._forget(job_id)
+
+    def _forget(self, job_id: str) -> None:
+        with self._lock, suppress(ValueError):  # a deque that was full has forgotten it already
+            self._late.remove(job_id)
 
     def _next(self) -> str | None:
         with self._lock:

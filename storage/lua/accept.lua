@@ -1,36 +1,49 @@
 -- Take a query in: join the job that already answers it, or become a job of its own.
--- KEYS: job, callers, flight, due, usage stream, counter of unrecorded hits
+-- KEYS: job, callers, flight, due, usage stream, counter of unrecorded hits, mark of its withdrawal
 -- ARGV: now or '', job id, '1' to coalesce, limits (JSON: queue, tenant_queue, callers, usage), flight ttl (ms),
 --       republish after (ms), deadline (ms from now), start by (ms from now) or '', keep for (ms), caller (JSON),
---       caller's tenant, quota (JSON) or '', payload, priority, tier
--- Returns {'leader', job id} | {'follower', leader's id} | {'hit', answer} | {refusal, number}; refusals:
+--       caller's tenant, quota (JSON) or '', payload, priority, tier, text for the record or ''
+-- Returns {'leader', job id, 1 where it needs a message} | {'follower', leader's id} | {'hit', answer} |
+--   {'withdrawn', job id}: it was taken back before it came | {refusal, number}; refusals:
 --   'full' queued in the tier | 'tenant_full' queued by the tenant | 'crowded' callers of the job |
 --   'backlog' entries in the usage stream | 'open_jobs', 'tokens_day', 'budget_day', 'budget_month': ms to wait
-local job, callers, flight, due, usage, unrecorded = unpack(KEYS)
+local job, callers, flight, due, usage, unrecorded, withdrawn = unpack(KEYS)
 local now, id, limits = clock(ARGV[1]), ARGV[2], cjson.decode(ARGV[4])
 local coalesce, caller, tenant, payload, priority, tier = ARGV[3] == '1', ARGV[10], ARGV[11], ARGV[13], ARGV[14], ARGV[15]
-local time_left, keep = tonumber(ARGV[7]), tonumber(ARGV[9])
+local time_left, starts_in, keep = tonumber(ARGV[7]), tonumber(ARGV[8]), tonumber(ARGV[9])
 local quota = ARGV[12] ~= '' and cjson.decode(ARGV[12])
 
 -- The same call again: its first reply was lost on the way.
 if redis.call('EXISTS', job) == 1 then
   local leader = redis.call('HGET', job, 'alias')
   if leader then return {'follower', leader} end
-  return {'leader', id}
+  return {'leader', id, 1}
 end
+if redis.call('EXISTS', withdrawn) == 1 then return {'withdrawn', id} end
 
+-- Whoever joins holds what it may come to pay, should those before it leave.
 local function enter(leader, deadline)
   redis.call('HSET', key('callers', leader), id, '{"at":' .. whole(now) .. ',"caller":' .. caller .. '}')
-  if quota then redis.call('ZADD', key('open', quota.key), deadline, id) end
-  redis.call('XADD', usage, '*', 'kind', 'accepted', 'at', whole(now), 'job', leader, 'caller', caller)
+  if quota then
+    redis.call('HSET', job, 'quota', ARGV[12])
+    hold(quota)
+    sign_on(quota.key, id, deadline, now)
+  end
+  redis.call('XADD', usage, '*', 'kind', 'accepted', 'at', whole(now), 'job', leader, 'caller', caller, 'text', ARGV[16])
 end
 
--- Joining must not cost the caller its answer: the leader needs about as much time as the caller would have, and an
--- interactive query does not wait in the batch line.
-local function serves(status, leaders_deadline, leaders_priority)
-  if status ~= 'queued' and status ~= 'running' then return false end
-  local is_prompt = status == 'running' or tonumber(leaders_priority) <= tonumber(priority)
-  return is_prompt and (leaders_deadline - now) * 2 >= time_left
+-- A limit of the job's fits a caller where it gives about as much time as the caller's own, and not more.
+local function fits(theirs, mine)
+  if not theirs or not mine then return not theirs and not mine end
+  return theirs <= mine and (theirs - now) * 2 >= mine - now
+end
+
+-- Joining must neither cost the caller its answer nor keep it waiting past its own limits.
+local function serves(status, deadline, its_priority, start_by)
+  if not (status == 'queued' or status == 'running') or not fits(tonumber(deadline), now + time_left) then return false end
+  if status == 'running' then return true end
+  local is_prompt = tonumber(its_priority) <= tonumber(priority)  -- an interactive query does not wait in the batch line
+  return is_prompt and fits(start_by and tonumber(start_by), starts_in and now + starts_in)
 end
 
 local backlog = redis.call('XLEN', usage)
@@ -38,16 +51,16 @@ if backlog >= limits.usage then return {'backlog', whole(backlog)} end
 
 local leader = coalesce and redis.call('GET', flight)
 if leader then
-  local found = redis.call('HMGET', key('job', leader), 'status', 'answer', 'deadline_at', 'priority')
-  local status, answer, leaders_deadline, leaders_priority = unpack(found)
+  local found = redis.call('HMGET', key('job', leader), 'status', 'answer', 'deadline_at', 'priority', 'start_by')
+  local status, answer, leaders_deadline, leaders_priority, start_by = unpack(found)
   if status == 'completed' and answer then
     record_hit(usage, unrecorded, limits.usage, caller, answer)
     return {'hit', answer}
   end
-  if serves(status, leaders_deadline, leaders_priority) then
+  if serves(status, leaders_deadline, leaders_priority, start_by) then
     local crowd = redis.call('HLEN', key('callers', leader))
     if crowd >= limits.callers then return {'crowded', whole(crowd)} end
-    local over = quota and refusal({key = quota.key, open = quota.open, hold_usd = 0, hold_tokens = 0}, now)
+    local over = quota and refusal(quota, now)
     if over then return over end
     redis.call('HSET', job, 'alias', leader, 'created_at', whole(now), 'payload', payload)
     redis.call('PEXPIRE', job, leaders_deadline - now + keep)
@@ -63,18 +76,14 @@ if mine >= limits.tenant_queue then return {'tenant_full', whole(mine)} end
 local over = quota and refusal(quota, now)
 if over then return over end
 
--- An open job never expires by itself: it would leave the queue's count behind. finish.lua says for how long it is kept.
+-- An open job never expires by itself: it would leave the queue's count behind. ending.lua says for how long it is kept.
 local deadline = now + time_left
-redis.call('HSET', job, 'status', 'queued', 'created_at', whole(now), 'deadline_at', whole(deadline), 'tenant', tenant,
-  'tier', tier, 'priority', priority, 'runs', '0', 'payload', payload)
 local look_at = math.min(now + tonumber(ARGV[6]), deadline)
-if ARGV[8] ~= '' then
-  redis.call('HSET', job, 'start_by', whole(now + ARGV[8]))
-  look_at = math.min(look_at, now + ARGV[8])
-end
-if quota then
-  redis.call('HSET', job, 'quota', ARGV[12])
-  hold(quota)
+redis.call('HSET', job, 'status', 'queued', 'created_at', whole(now), 'deadline_at', whole(deadline), 'tenant', tenant,
+  'tier', tier, 'priority', priority, 'runs', '0', 'payload', payload, 'text', ARGV[16])
+if starts_in then
+  redis.call('HSET', job, 'start_by', whole(now + starts_in))
+  look_at = math.min(look_at, now + starts_in)
 end
 enter(id, deadline)
 line_up(id, tier, priority, tenant)
@@ -83,4 +92,5 @@ if coalesce then
   redis.call('HSET', job, 'flight', flight)
   redis.call('SET', flight, id, 'PX', ARGV[5])
 end
-return {'leader', id}
+-- Any message serves any job: where there are enough of them, one more would only pile up.
+return {'leader', id, messages_in(tier) < queued_in(tier) and 1 or 0}

@@ -14,8 +14,10 @@ if redis.call('HLEN', callers) > 1 then
   local text = redis.call('HGET', callers, id)
   redis.call('HDEL', callers, id)
   redis.call('HSET', own, 'left_at', whole(now))
+  let_go(own)
   sign_off(cjson.decode(text).caller)
-  redis.call('XADD', usage, '*', 'kind', 'left', 'at', whole(now), 'job', leader, 'caller', text)
+  redis.call('XADD', usage, '*', 'kind', 'left', 'at', whole(now), 'job', leader, 'caller', text,
+    'text', redis.call('HGET', job, 'text') or '')
   redis.call('XADD', done, 'MAXLEN', '~', ARGV[6], '*', 'job', leader)
   return 'cancelled'
 end

@@ -15,8 +15,8 @@ end
 local function end_job(ending)
   local job, callers, attempts, due, usage, done, dead = unpack(ending.keys)
   local id, now, status, keep = ending.id, ending.now, ending.status, ending.keep
-  local found = redis.call('HMGET', job, 'tier', 'priority', 'tenant', 'flight', 'created_at', 'started_at', 'replays')
-  local tier, priority, tenant, flight, created, started, replays = unpack(found)
+  local found = redis.call('HMGET', job, 'tier', 'priority', 'tenant', 'flight', 'created_at', 'started_at', 'replays', 'text')
+  local tier, priority, tenant, flight, created, started, replays, text = unpack(found)
 
   redis.call('ZREM', key('running', tier), id)
   step_out(id, tier, priority, tenant)
@@ -33,19 +33,23 @@ local function end_job(ending)
   local texts, asked = redis.call('HVALS', callers), {}
   for place, text in ipairs(texts) do asked[place] = cjson.decode(text) end
   local payer = payer_of(id, asked)
-  let_go(job)
   if payer.key and payer.key ~= '' then charge(payer.key, ending.usd, ending.tokens, now) end
-  for _, one in ipairs(asked) do sign_off(one.caller) end
+  if ending.dead then keep = ending.dead.keep end
+  for _, one in ipairs(asked) do
+    local own = key('job', one.caller.id)
+    let_go(own, ending.dead)
+    sign_off(one.caller)
+    redis.call('PEXPIRE', own, keep)
+  end
 
   redis.call('HSET', job, 'status', status, 'ended_at', whole(now), 'payer', payer.id,
     'answer', ending.answer, 'error', ending.problem)
   redis.call('XADD', usage, '*', 'kind', 'ended', 'at', whole(now), 'job', id, 'status', status, 'facts', ending.facts,
-    'created_at', created, 'started_at', started or whole(now), 'payer', payer.id, 'replays', replays or '0',
+    'created_at', created, 'started_at', started or whole(now), 'payer', payer.id, 'replays', replays or '0', 'text', text or '',
     'callers', json_array(texts), 'attempts', json_array(redis.call('LRANGE', attempts, 0, -1)))
   redis.call('XADD', done, 'MAXLEN', '~', ending.wake_ups, '*', 'job', id)
 
   if ending.dead then  -- it may be replayed: for its callers, with its attempts
-    keep = ending.dead.keep
     redis.call('ZADD', dead, now, id)
     redis.call('ZREMRANGEBYRANK', dead, 0, -ending.dead.most - 1)
     redis.call('ZREMRANGEBYSCORE', dead, '-inf', now - keep)

@@ -2,12 +2,17 @@
 -- KEYS: job, callers, attempts, due, dead letters   ARGV: job id   Returns 1 dropped | 0 there was none.
 local job, callers, attempts, due, dead = unpack(KEYS)
 local tier, priority, tenant, leader = unpack(redis.call('HMGET', job, 'tier', 'priority', 'tenant', 'alias'))
-if leader then redis.call('HDEL', key('callers', leader), ARGV[1]) end
+if leader then
+  local text = redis.call('HGET', key('callers', leader), ARGV[1])
+  if text then sign_off(cjson.decode(text).caller) end
+  redis.call('HDEL', key('callers', leader), ARGV[1])
+end
 if tier then
   step_out(ARGV[1], tier, priority, tenant)
   redis.call('ZREM', key('running', tier), ARGV[1])
-  let_go(job)
+  for _, text in ipairs(redis.call('HVALS', callers)) do sign_off(cjson.decode(text).caller) end
 end
+let_go(job)
 redis.call('ZREM', due, ARGV[1])
 redis.call('ZREM', dead, ARGV[1])
 return redis.call('UNLINK', job, callers, attempts) > 0 and 1 or 0

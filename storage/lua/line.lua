@@ -58,6 +58,11 @@ local function next_in_line(tier, batch_share)
   return id
 end
 
+-- Messages that the broker holds for the tier, in its lists (one a priority).
+local function messages_in(tier)
+  return redis.call('LLEN', tier) + redis.call('LLEN', tier .. ':' .. BATCH)
+end
+
 local function queued_in(tier)
   return redis.call('ZCARD', line_of(tier, INTERACTIVE)) + redis.call('ZCARD', line_of(tier, BATCH))
 end

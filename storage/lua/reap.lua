@@ -9,7 +9,19 @@
 --   'dead'       out of runs                           } to be finished with that status
 --   'cancelled'  cancelled, and its worker is gone     }
 local job, attempts, due = unpack(KEYS)
-local now, id = clock(ARGV[1]), ARGV[2]
+local now, id, lease = clock(ARGV[1]), ARGV[2], tonumber(ARGV[4])
+
+-- A server clock that was set back would keep the job for as long as it was wrong.
+local function set_back()
+  local created = redis.call('HGET', job, 'created_at')
+  local ahead = created and created - now or 0
+  if ahead <= 1000 then return end
+  for _, moment in ipairs({'created_at', 'deadline_at', 'start_by'}) do
+    if redis.call('HEXISTS', job, moment) == 1 then redis.call('HINCRBY', job, moment, -ahead) end
+  end
+end
+
+set_back()
 local found = redis.call('HMGET', job, 'status', 'tier', 'priority', 'runs', 'deadline_at', 'lease_until',
   'started_at', 'owner', 'tenant', 'cancel_at', 'start_by')
 local status, tier, priority, runs, deadline, lease_until, started, owner, tenant, cancel_at, start_by = unpack(found)
@@ -22,7 +34,9 @@ runs, deadline = tonumber(runs), tonumber(deadline)
 if start_by and runs == 0 then deadline = math.min(deadline, tonumber(start_by)) end
 
 if status == 'running' then
-  if tonumber(lease_until) > now then
+  lease_until = math.min(tonumber(lease_until), now + lease)
+  if lease_until > now then
+    redis.call('HSET', job, 'lease_until', whole(lease_until))
     redis.call('ZADD', due, lease_until, id)
     return {'early'}
   end
@@ -38,10 +52,8 @@ elseif deadline <= now then
   verdict = 'expired'
 elseif runs >= tonumber(ARGV[6]) then
   verdict = 'dead'
-elseif status == 'queued' then
-  -- A long queue is not a lost message: ring only where the broker's lists (one a priority) hold too few.
-  local messages = redis.call('LLEN', tier) + redis.call('LLEN', tier .. ':9')
-  if messages >= queued_in(tier) then verdict = 'early' end
+elseif status == 'queued' and messages_in(tier) >= queued_in(tier) then
+  verdict = 'early'  -- a long queue is not a lost message
 end
 
 if verdict == 'early' or verdict == 'ring' then
@@ -53,11 +65,10 @@ if verdict == 'ring' and status == 'running' then
   redis.call('ZREM', key('running', tier), id)
   line_up(id, tier, priority, tenant, true)
 elseif verdict ~= 'early' and verdict ~= 'ring' then
-  local lease = now + tonumber(ARGV[4])
-  redis.call('HSET', job, 'status', 'running', 'owner', ARGV[3], 'lease_until', whole(lease))
+  redis.call('HSET', job, 'status', 'running', 'owner', ARGV[3], 'lease_until', whole(now + lease))
   redis.call('HSETNX', job, 'started_at', whole(now))
   step_out(id, tier, priority, tenant)
   redis.call('ZADD', key('running', tier), now, id)
-  redis.call('ZADD', due, lease, id)
+  redis.call('ZADD', due, now + lease, id)
 end
 return {verdict, tier, tonumber(priority), runs}

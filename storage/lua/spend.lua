@@ -18,9 +18,13 @@ end
 
 local function roll_over(spend, now)
   local day = math.floor(now / DAY_MS)
-  if number_of(spend, 'day') >= day then return end
+  local last, month = number_of(spend, 'day'), month_of(day)
+  if last == day or last == day + 1 then return end  -- a little late: the clock is not always the same
+  if last > day then  -- it was far ahead once: what was used then counts as used now
+    redis.call('HSET', spend, 'day', day, 'month', month)
+    return
+  end
   redis.call('HSET', spend, 'day', day, 'day_usd', 0, 'day_tokens', 0)
-  local month = month_of(day)
   if number_of(spend, 'month') < month then redis.call('HSET', spend, 'month', month, 'month_usd', 0) end
   redis.call('PEXPIRE', spend, 40 * DAY_MS)
 end
@@ -60,13 +64,14 @@ local function hold(quota)
   redis.call('HINCRBY', key('spend', quota.key), 'held_tokens', whole(quota.hold_tokens))
 end
 
--- The end of a job: give back what its key held.
-local function let_go(job)
-  local quota = redis.call('HGET', job, 'quota')
-  if not quota then return end
-  quota = cjson.decode(quota)
+-- The end of a query: give back what its key held for it. A dead letter's may be held again.
+local function let_go(job, is_kept)
+  local text = redis.call('HGET', job, 'quota')
+  if not text then return end
+  local quota = cjson.decode(text)
   hold({key = quota.key, hold_usd = -quota.hold_usd, hold_tokens = -quota.hold_tokens})
   redis.call('HDEL', job, 'quota')
+  if is_kept then redis.call('HSET', job, 'last_quota', text) end
 end
 
 local function charge(key_id, usd, tokens, now)
@@ -77,7 +82,12 @@ local function charge(key_id, usd, tokens, now)
   redis.call('HINCRBY', spend, 'day_tokens', tokens)
 end
 
--- A caller that waits no longer.
+-- A caller that waits, and one that waits no longer.
+local function sign_on(key_id, caller_id, deadline, now)
+  redis.call('ZADD', key('open', key_id), deadline, caller_id)
+  redis.call('PEXPIRE', key('open', key_id), math.max(deadline - now, DAY_MS) + DAY_MS)
+end
+
 local function sign_off(caller)
   if caller.key and caller.key ~= '' then redis.call('ZREM', key('open', caller.key), caller.id) end
 end
