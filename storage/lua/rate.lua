@@ -8,9 +8,9 @@ local PRUDENCE = 0.98  -- part of the operator's number that we use: clocks and 
 local STRETCH = 10000  -- ms
 local FEWEST = 5  -- served calls that make a rate
 local LATELY = 1000  -- ms
-local SMALL_STEP, ROUGH_STEP, LARGEST_STEP = 0.02, 0.05, 0.25
+local SMALL_STEP, LARGEST_STEP = 0.02, 0.25
 local STEADY_STEPS = 4  -- before they get larger
-local SMALL_GAP, LARGE_GAP = 0.03, 0.06  -- between the last rate that went well and the one that did not
+local LARGE_GAP = 0.05  -- between the last rate that went well and the one that did not
 local STRIDE, LONGEST_STRIDE = 2000, 60000  -- ms that a rate is tried for: two of the provider's windows
 local LONG_HOLD, LONGEST_RATE_HOLD = 30000, 240000
 local SLOWEST = 1 / 60000
@@ -64,10 +64,9 @@ local function learn_rate(lane, per_minute, now)
   elseif not lane.good then
     set_rate(lane, 0.985 * rate, math.max(lane.hold or 0, LONG_HOLD), now)
   elseif rate > (1 + LARGE_GAP) * lane.good then  -- the limit is somewhere between: look in smaller steps
-    set_rate(lane, lane.good, lane.stride, now)
+    set_rate(lane, 0.99 * lane.good, lane.stride, now)
   else
-    local is_near = rate < (1 + SMALL_GAP) * lane.good
-    set_rate(lane, (is_near and 0.985 or 1) * lane.good, long, now)
+    set_rate(lane, 0.99 * lane.good, long, now)
     lane.is_rough = nil
   end
   lane.tat = math.max(lane.tat or 0, now + SPREAD)  -- a provider that has only just room again has none for two
@@ -82,7 +81,7 @@ local function grow_rate(lane, now)
   lane.stepped_at = now
   if not is_kept_back(lane, now) then return end
   lane.good, lane.step = lane.rate, lane.step + 1
-  local step = (lane.is_rough and ROUGH_STEP or SMALL_STEP) * 2 ^ math.max(0, lane.step - STEADY_STEPS)
+  local step = SMALL_STEP * 2 ^ math.max(0, lane.step - STEADY_STEPS)
   lane.rate = lane.rate * (1 + math.min(step, LARGEST_STEP))
   if lane.step > 2 * STEADY_STEPS then lane.hold = nil end  -- what the last throttling taught is out of date
 end
