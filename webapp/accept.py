@@ -49,7 +49,10 @@ def accept(ask: Ask, parts: Services) -> Outcome:
         return _answer_inline(make_draft(ask, key, parts), ask, parts, error)
     if ask.cache_mode == "only":
         raise Problem("not_cached", "The answer is not in the cache, and cache.mode is `only`.")
-    draft = make_draft(ask, key, parts)
+    return _enter(ask, make_draft(ask, key, parts), parts)
+
+
+def _enter(ask: Ask, draft: Draft, parts: Services) -> Outcome:
     try:
         accepted = parts.ledger.accept(draft)
     except RedisError as error:
