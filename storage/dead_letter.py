@@ -2,10 +2,11 @@
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from heapq import merge
 
 from storage.job import Job
 from storage.ledger import Ledger
-from storage.name import DEAD
+from storage.name import DEAD_TENANTS, dead_key
 
 PAGE = 100
 
@@ -29,34 +30,44 @@ class DeadLetters:
 
     def __init__(self, ledger: Ledger) -> None:
         self._ledger = ledger
+        self._client = ledger.client
 
     def count(self) -> int:
-        return int(self._ledger.client.zcard(DEAD))
+        return sum(int(self._client.zcard(dead_key(tenant))) for tenant in self._tenants(None))
 
     def get(self, job_id: str, tenant: str | None = None) -> Job | None:
         """One dead letter; None where there is none of that id (for that tenant)."""
-        if self._ledger.client.zscore(DEAD, job_id) is None:
-            return None
         job = self._ledger.job(job_id)
-        return job if job and Filter(tenant=tenant).fits(job) else None
+        if job is None or not Filter(tenant=tenant).fits(job):
+            return None
+        return job if self._client.zscore(dead_key(job.tenant), job_id) is not None else None
 
     def find(self, wanted: Filter, at_most: int) -> list[Job]:
+        lists = [self._newest_first(tenant, wanted.before) for tenant in self._tenants(wanted.tenant)]
         found = []
-        for job in self._newest_first(wanted.before):
-            if wanted.fits(job):
+        for _, job_id in merge(*lists, reverse=True):
+            job = self._ledger.job(job_id)
+            if job and wanted.fits(job):
                 found.append(job)
             if len(found) >= at_most:
                 break
         return found
 
-    def drop(self, job_id: str) -> bool:
+    def drop(self, job: Job) -> bool:
         """Forget one; whether it was there. The job itself can be read until its time is up."""
-        return bool(self._ledger.client.zrem(DEAD, job_id))
+        return bool(self._client.zrem(dead_key(job.tenant), job.id))
 
-    def _newest_first(self, before: int | None) -> Iterator[Job]:
+    def _tenants(self, wanted: str | None) -> list[str]:
+        """A tenant's letters are its own list, with a bound of its own: none can push another's out."""
+        if wanted is not None:
+            return [wanted]
+        return [tenant.decode() for tenant in self._client.smembers(DEAD_TENANTS)]
+
+    def _newest_first(self, tenant: str, before: int | None) -> Iterator[tuple[float, str]]:
+        """When each ended (Unix ms), and its id."""
         start, newest = 0, "+inf" if before is None else f"({before}"
-        while ids := self._ledger.client.zrevrangebyscore(DEAD, newest, "-inf", start=start, num=PAGE):
-            for job_id in ids:
-                if job := self._ledger.job(job_id.decode()):
-                    yield job
-            start += len(ids)
+        while page := self._client.zrevrangebyscore(
+            dead_key(tenant), newest, "-inf", start=start, num=PAGE, withscores=True
+        ):
+            yield from ((float(ended_at), job_id.decode()) for job_id, ended_at in page)
+            start += len(page)

@@ -3,14 +3,15 @@
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from datetime import UTC, datetime
 
 import orjson
-from sqlalchemy import ColumnElement, Engine, Table, and_, delete, select, tuple_
+from sqlalchemy import ColumnElement, Engine, Table, and_, delete, select, tuple_, update
 
 from storage.answer import answer_key
 from storage.connection import RedisClient, load_script
 from storage.ledger import JOB_PARTS
-from storage.name import DEAD, DUE, PREFIX, USAGE, attempts_key, callers_key, job_key
+from storage.name import DUE, PREFIX, USAGE, attempts_key, callers_key, dead_key, job_key
 from storage.table import api_keys, attempts, events, queries
 from storage.usage import GROUP, POISON, entries_of
 
@@ -30,6 +31,7 @@ class Keys:
 # A new kind of key is a row here.
 KEYS = (
     Keys("cached answers", answer_key("{tenant}:*"), is_cached=True),
+    Keys("dead letters", dead_key("{tenant}")),
     Keys("queries in flight", PREFIX + "flight:{tenant}:*"),
     Keys("idempotency keys", PREFIX + "idempotency:{tenant}:*"),
     Keys("spending", PREFIX + "spend:{key_id}"),
@@ -53,6 +55,13 @@ def rows_of_tenant(tenant: str) -> tuple[Rows, ...]:
     untold = and_(events.c.tenant.is_(None), events.c.payload["tenant"].as_string() == tenant)
     named = tuple(Rows(table.name, table, table.c.tenant == tenant) for table in (api_keys, queries, attempts, events))
     return (*named, Rows("events", events, untold))
+
+
+def revoke_keys(engine: Engine, tenant: str) -> None:
+    """End the tenant's keys, so that nothing new is asked; their rows go last, since they name what else is kept."""
+    living = (api_keys.c.tenant == tenant, api_keys.c.revoked_at.is_(None))
+    with engine.begin() as connection:
+        connection.execute(update(api_keys).where(*living).values(revoked_at=datetime.now(UTC)))
 
 
 def key_ids(engine: Engine, tenant: str) -> list[str]:
@@ -84,11 +93,11 @@ def erase_jobs(client: RedisClient, tenant: str) -> Iterator[int]:
     for page in _pages(client, prefix + "*"):
         with client.pipeline(transaction=False) as pipe:
             for name in page:
-                pipe.hget(name, "payload")
+                pipe.hget(name, "tenant")
             found = list(zip(page, pipe.execute(), strict=True))
-        mine = [name.decode().removeprefix(prefix) for name, payload in found if _is_of(payload, tenant)]
+        mine = [name.decode().removeprefix(prefix) for name, owner in found if owner == tenant.encode()]
         for job_id in mine:
-            forget(keys=[job_key(job_id), callers_key(job_id), attempts_key(job_id), DUE, DEAD], args=[job_id])
+            forget(keys=[job_key(job_id), callers_key(job_id), attempts_key(job_id), DUE], args=[job_id])
         yield len(mine)
 
 
@@ -125,13 +134,6 @@ def without(fields: Mapping[str, bytes], tenant: str) -> Mapping[str, bytes]:
     if len(others) == len(callers):
         return fields
     return {**fields, "callers": orjson.dumps(others)} if others else {}
-
-
-def _is_of(payload: bytes | None, tenant: str) -> bool:
-    try:
-        return bool(payload and orjson.loads(payload)["tenant"] == tenant)
-    except (KeyError, ValueError, TypeError):
-        return False
 
 
 def _pages(client: RedisClient, pattern: str) -> Iterator[Sequence[bytes]]:

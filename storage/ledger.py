@@ -11,7 +11,7 @@ from storage.connection import RedisClient, load_script, server_ms
 from storage.job import Acceptance, Claim, Draft, Job, Verdict
 from storage.name import (
     CANCELLED,
-    DEAD,
+    DEAD_TENANTS,
     DONE,
     DUE,
     PREFIX,
@@ -251,7 +251,7 @@ class Ledger:
         None, too, where the limits of a key that it is for do not allow it now.
         """
         found = self._scripts["replay"](
-            keys=[job_key(job_id), callers_key(job_id), attempts_key(job_id), DUE, USAGE, DEAD],
+            keys=[job_key(job_id), callers_key(job_id), attempts_key(job_id), DUE, USAGE],
             args=[self._clock(), job_id, deadline_ms, self.limits.republish_ms, self.limits.keep_dead_ms],
         )
         return (found[1].decode(), found[2]) if found[0] == b"replayed" else None
@@ -291,7 +291,7 @@ class Ledger:
 
     @staticmethod
     def _ending_keys(job_id: str) -> list[str]:
-        return [job_key(job_id), callers_key(job_id), attempts_key(job_id), DUE, USAGE, DONE, DEAD]
+        return [job_key(job_id), callers_key(job_id), attempts_key(job_id), DUE, USAGE, DONE, DEAD_TENANTS]
 
     def _clock(self) -> int | str:
         return self._now_ms() if self._now_ms else ""
@@ -306,14 +306,14 @@ def _acceptance(kind: Any, value: bytes, needs_message: int = 0) -> Acceptance:
 
 
 def _job_view(job_id: str, leader: str | None, fields: dict[bytes, bytes], attempts: list[bytes]) -> Job:
-    payload = orjson.loads(fields[b"payload"])
+    payload = orjson.loads(fields.get(b"payload", b"{}"))  # of a job that was given up there is none left
     error = fields.get(b"error")
     return Job(
         id=job_id,
         leader=leader,
         status="cancelled" if b"left_at" in fields else fields[b"status"].decode(),
         tier=fields[b"tier"].decode(),
-        tenant=payload["tenant"],
+        tenant=fields[b"tenant"].decode(),
         created_at=int(fields[b"created_at"]),
         deadline_at=int(fields[b"deadline_at"]),
         payload=payload,

@@ -5,8 +5,12 @@ DUE = PREFIX + "due"
 USAGE = PREFIX + "usage"
 DONE = PREFIX + "done"
 CANCELLED = PREFIX + "cancelled"
-DEAD = PREFIX + "dead"
+DEAD_TENANTS = PREFIX + "dead_tenants"
 UNRECORDED_HITS = PREFIX + "unrecorded_hits"
+
+
+def dead_key(tenant: str) -> str:
+    return PREFIX + "dead:" + tenant
 
 
 def job_key(job_id: str) -> str:

@@ -84,7 +84,7 @@ def _replay(asked: argparse.Namespace, ledger: Ledger, settings: Settings) -> in
 
 def _drop(asked: argparse.Namespace, ledger: Ledger, _: Settings) -> int:
     letters = DeadLetters(ledger)
-    return _act(asked, ledger, lambda job: letters.drop(job.id), "dropped")
+    return _act(asked, ledger, letters.drop, "dropped")
 
 
 def _act(asked: argparse.Namespace, ledger: Ledger, act: Callable[[Job], bool], done: str) -> int:

@@ -13,7 +13,18 @@ from sqlalchemy.exc import SQLAlchemyError
 from config import load_settings
 from storage.connection import RedisClient, patient_client
 from storage.database import build_engine
-from storage.erase import KEYS, STREAMS, erase_entries, erase_jobs, erase_keys, erase_rows, key_ids, rows_of_tenant
+from storage.erase import (
+    KEYS,
+    STREAMS,
+    erase_entries,
+    erase_jobs,
+    erase_keys,
+    erase_rows,
+    key_ids,
+    revoke_keys,
+    rows_of_tenant,
+)
+from storage.name import DEAD_TENANTS
 
 TENANT = re.compile(r"[A-Za-z0-9_.-]{1,64}")
 MOST_ROUNDS = 10
@@ -54,17 +65,18 @@ class Erase:
         return total
 
     def _steps(self) -> Iterator[tuple[str, Iterator[int]]]:
-        """Keys first, so that nothing new is asked; rows last, after the entries that would become rows."""
-        tables = rows_of_tenant(self._tenant)
-        yield tables[0].name, erase_rows(self._engine, tables[0])
+        """Rows last, after the entries that would become rows; and those of keys at the very end."""
+        revoke_keys(self._engine, self._tenant)
+        keys_table, *tables = rows_of_tenant(self._tenant)
         yield "jobs", erase_jobs(self._ledger, self._tenant)
         for keys in KEYS:
             client = self._cache if keys.is_cached else self._ledger
             for key_id in self._key_ids if "{key_id}" in keys.pattern else [""]:
                 yield keys.name, erase_keys(client, keys.pattern.format(tenant=self._tenant, key_id=key_id))
+        yield "list of dead letters", iter([int(self._ledger.srem(DEAD_TENANTS, self._tenant))])
         for name, stream in STREAMS:
             yield name, erase_entries(self._ledger, stream, self._tenant)
-        for rows in tables[1:]:
+        for rows in (*tables, keys_table):
             yield rows.name, erase_rows(self._engine, rows)
 
 

@@ -129,16 +129,13 @@ def test_a_tenant_sees_and_touches_nothing_of_another_and_cannot_tell_that_it_ex
         ({"tiers": ["simple", "complex"]}, "tiers"),
         ({"expires_in_seconds": None}, "expires_in_seconds"),
         ({"expires_in_seconds": 7_200}, "expires_in_seconds"),
-        ({"limits": {"requests_per_minute": 5}}, "budget_usd_per_day"),
-        ({"limits": {"requests_per_minute": 6, "budget_usd_per_day": 1.0}}, "requests_per_minute"),
     ],
 )
 def test_a_key_makes_none_that_may_do_more(
     client: FlaskClient, store: KeyStore, wanted: dict[str, Any], grown: str
 ) -> None:
-    limits = KeyLimits(requests_per_minute=5, budget_usd_per_day=1.0)
     until = store.now() + timedelta(hours=1)
-    boss = made(store, "admin", "read", tiers=frozenset({"simple", "medium"}), limits=limits, expires_at=until)
+    boss = made(store, "admin", "read", tiers=frozenset({"simple", "medium"}), expires_at=until)
     within = {
         "name": "x",
         "scopes": ["admin"],
@@ -296,3 +293,12 @@ def test_without_authentication_whoever_is_on_this_machine_manages_keys(
     assert client.post(KEYS, json={"name": "x", "tenant": "acme"}).json["tenant"] == "acme"
     assert len(client.get(KEYS).json["data"]) == 2
     assert client.post(KEYS, json={"name": "x", "tenant": OPERATOR_TENANT}).status_code == 422
+
+
+def test_a_key_that_has_limits_makes_and_rotates_none(client: FlaskClient, store: KeyStore) -> None:
+    """Each new one would begin with limits that nobody has used."""
+    boss = made(store, "admin", limits=KeyLimits(budget_usd_per_day=1.0))
+
+    assert post(client, boss, name="x", scopes=["admin"], limits={"budget_usd_per_day": 0.5}).status_code == 403
+    rotated = client.post(f"{KEYS}/{key_id(boss)}/rotate", json={}, headers={"Authorization": f"Bearer {boss}"})
+    assert rotated.status_code == 403

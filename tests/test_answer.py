@@ -18,6 +18,7 @@ from routing.errors import AllTargetsFailed, NoTargets, TargetThrottled
 from routing.query import Attempt, Completion, Query, Target, Usage
 from routing.tier import TIERS, Tier
 from storage.answer import Answer, AnswerCache, answer_key
+from storage.job import Claim
 from storage.ledger import Ending, Ledger
 from storage.name import USAGE
 from tasks.answer import Answerer
@@ -292,3 +293,27 @@ def test_it_keeps_an_answer_until_redis_is_back(ledger: Ledger, chain: ScriptedC
     assert answerer.answer("simple") == "j1 completed"
     assert len(slept) == 3
     assert [fields[b"kind"] for _, fields in redis.xrange(USAGE)] == [b"accepted", b"ended"]
+
+
+class Stuttering(Ledger):
+    """A ledger whose reply to the first claim is lost on the way."""
+
+    is_lost = False
+
+    def claim(self, tier: str, token: str, worker: str) -> Claim | None:
+        claim = super().claim(tier, token, worker)
+        if not self.is_lost:
+            self.is_lost = True
+            raise RedisConnectionError("cut")
+        return claim
+
+
+def test_a_claim_whose_reply_was_lost_costs_no_run(ledger: Ledger, chain: ScriptedChain, redis: Redis) -> None:
+    cut = Stuttering(redis, ledger.limits)
+    leases = LeaseKeeper(cut)
+    answerer = Answerer(cut, chain, TIERS, load_catalogue(), leases, "w", sleep=lambda _: None)  # type: ignore[arg-type]
+    accept(cut)
+    chain.script = [completion()]
+
+    assert answerer.answer("simple") == "j1 completed"
+    assert redis.hget("aqr:job:j1", "runs") == b"1"

@@ -339,3 +339,33 @@ def test_a_door_that_stands_open_is_warned_of(
     warnings = [record for record in caplog.records if record.getMessage() == "auth.off"]
     assert len(warnings) == warns
     assert all(record.levelno == logging.WARNING for record in warnings)
+
+
+@pytest.mark.parametrize(
+    "headers",
+    [
+        {"Host": "evil.example:8000"},
+        {"X-Forwarded-For": "203.0.113.9"},
+        {"Forwarded": "for=203.0.113.9"},
+        {"X-Real-Ip": "203.0.113.9"},
+    ],
+)
+def test_auto_trusts_this_machine_and_nobody_behind_a_proxy_on_it(
+    redis: Redis, settings: Callable[..., Settings], headers: dict[str, str]
+) -> None:
+    client = create_app(settings(auth="auto")).test_client()
+    assert client.get(JOB).json["code"] == "job_unknown"
+    assert client.get(JOB, headers={"Host": "[::1]:8000"}).json["code"] == "job_unknown"
+
+    refused = client.get(JOB, headers=headers)
+    assert (refused.status_code, refused.json["code"]) == (403, "forbidden")
+    assert "AUTH=on" in refused.json["detail"]
+    assert client.get("/livez", headers=headers).status_code == 200
+    assert create_app(settings(auth="off")).test_client().get(JOB, headers=headers).json["code"] == "job_unknown"
+
+
+def test_every_route_counts_as_a_request(client: FlaskClient, store: KeyStore) -> None:
+    key = made(store, limits=KeyLimits(requests_per_minute=2))
+
+    said = [get(client, path, key).status_code for path in (JOB, KEYS, METRICS)]
+    assert said == [404, 200, 429]

@@ -100,16 +100,28 @@ def test_the_oldest_go_when_there_are_too_many(ledger: Ledger, clock: Clock) -> 
     assert kept[-1] == "j03"
 
 
+def test_no_tenant_pushes_out_anothers(ledger: Ledger) -> None:
+    bury(ledger, "b1", tenant="b")
+    for number in range(LIMITS.max_dead_letters + 3):
+        bury(ledger, f"a{number:02}", tenant="a")
+
+    letters = DeadLetters(ledger)
+    assert [job.id for job in letters.find(Filter(tenant="b"), 10)] == ["b1"]
+    assert letters.count() == LIMITS.max_dead_letters + 1
+
+
 def test_a_dropped_letter_is_not_replayed(ledger: Ledger) -> None:
     bury(ledger, "j1")
 
-    assert DeadLetters(ledger).drop("j1")
-    assert not DeadLetters(ledger).drop("j1")
+    letters = DeadLetters(ledger)
+    job = letters.get("j1")
+    assert job is not None
+    assert [letters.drop(job), letters.drop(job), letters.get("j1")] == [True, False, None]
     assert ledger.replay("j1", 60_000) is None
 
 
 def test_a_letter_is_kept_for_its_time(ledger: Ledger, redis: Redis) -> None:
     bury(ledger, "j1")
 
-    for name in ("aqr:job:j1", "aqr:callers:j1", "aqr:attempts:j1"):
+    for name in ("aqr:job:j1", "aqr:callers:j1", "aqr:attempts:j1", "aqr:dead:t"):
         assert LIMITS.keep_ms < redis.pttl(name) <= LIMITS.keep_dead_ms

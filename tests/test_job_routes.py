@@ -119,6 +119,18 @@ def test_a_hit_keeps_its_id_too(client: FlaskClient) -> None:
     assert first.json["id"] == second.json["id"]
 
 
+@pytest.mark.usefixtures("worker")
+def test_a_keyed_hit_stays_what_it_was(client: FlaskClient, chain: EchoChain, redis: Redis) -> None:
+    ask(client)
+    first = ask(client, headers={"Idempotency-Key": "k"})
+    redis.delete(*redis.keys("aqr:answer:*"), *redis.keys("aqr:flight:*"))
+    again = ask(client, headers={"Idempotency-Key": "k"})
+
+    assert (again.headers["X-Cache"], again.json["cached"], again.json["id"]) == ("HIT", True, first.json["id"])
+    assert again.json["cost_estimate"] == 0
+    assert len(chain.calls) == 1
+
+
 def test_the_same_key_with_another_body_is_refused(client: FlaskClient) -> None:
     ask(client, headers={"Idempotency-Key": "k"}, wait_seconds=0)
 

@@ -270,3 +270,72 @@ def test_it_uses_the_servers_clock_so_that_workers_need_not_agree(redis: Redis) 
     job = ledger.job("j1")
     assert job is not None
     assert abs(job.created_at - seconds * 1000) < 5_000
+
+
+@pytest.mark.parametrize(
+    ("leaders", "followers"),
+    [
+        ({"deadline_ms": 60_000}, {"deadline_ms": 30_000}),
+        ({"start_by_ms": 5_000}, {}),
+        ({}, {"start_by_ms": 5_000}),
+        ({"start_by_ms": 9_000}, {"start_by_ms": 5_000}),
+    ],
+)
+def test_nobody_joins_a_job_whose_limits_are_not_its_own(
+    ledger: Ledger, leaders: dict[str, int], followers: dict[str, int]
+) -> None:
+    ledger.accept(draft("j1", **leaders))
+
+    assert ledger.accept(draft("j2", **followers)).kind == "leader"
+
+
+def test_it_joins_a_job_that_has_to_begin_a_little_earlier(ledger: Ledger) -> None:
+    ledger.accept(draft("j1", start_by_ms=4_000))
+
+    assert ledger.accept(draft("j2", start_by_ms=5_000)).kind == "follower"
+
+
+def test_a_job_asks_for_a_message_only_where_one_is_missing(ledger: Ledger, redis: Redis) -> None:
+    assert ledger.accept(draft("j1", fingerprint="f1")).needs_message
+    redis.lpush("simple", "for j1")
+    assert ledger.accept(draft("j2", fingerprint="f2")).needs_message
+    redis.lpush("simple:9", "for j2", "of a job that was cancelled")
+
+    assert not ledger.accept(draft("j3", fingerprint="f3")).needs_message
+
+
+def test_a_keyed_hit_is_kept_as_a_job_that_has_ended(ledger: Ledger, redis: Redis) -> None:
+    ledger.keep_hit(draft("j1"), ANSWER)
+
+    job = ledger.job("j1")
+    assert job is not None
+    assert (job.status, job.answer, job.is_hit, job.payer) == ("completed", ANSWER, True, None)
+    assert 0 < redis.pttl("aqr:job:j1") <= LIMITS.keep_ms
+
+
+@pytest.mark.parametrize("end", ["cancel", "expire"])
+def test_of_a_job_that_was_given_up_no_text_is_kept(ledger: Ledger, redis: Redis, clock: Clock, end: str) -> None:
+    ledger.accept(draft("j1"))
+    ledger.accept(draft("j2"))
+    if end == "cancel":
+        for job_id in ("j1", "j2"):
+            ledger.cancel(ledger.job(job_id), {"tier": "simple"})  # type: ignore[arg-type]
+    else:
+        clock.advance(61)
+        claimed(ledger)
+        ledger.finish("j1", "token", Ending("expired", {"tier": "simple"}))
+
+    assert not redis.hexists("aqr:job:j2", "payload")
+    assert not redis.hexists("aqr:job:j1", "payload")
+    assert [ledger.job(job_id).tenant for job_id in ("j1", "j2")] == ["t", "t"]  # type: ignore[union-attr]
+
+
+def test_the_text_of_a_query_is_recorded_once_however_many_ask(ledger: Ledger, redis: Redis) -> None:
+    for number in range(3):
+        ledger.accept(draft(f"j{number}", text="What is AI?"))
+    claimed(ledger, "j0")
+    ledger.finish("j0", "token", DONE_WELL)
+
+    ended = redis.xrange(USAGE)[-1][1]
+    assert ended[b"text"] == b"What is AI?"
+    assert b"What is AI?" not in ended[b"callers"]

@@ -110,3 +110,56 @@ def test_it_keeps_a_job_that_others_rely_on(ledger: Ledger, happened: str) -> No
 
     assert not ledger.withdraw("j1")
     assert ledger.job("j1") is not None
+
+
+def test_what_was_withdrawn_before_it_came_stays_out(ledger: Ledger) -> None:
+    assert ledger.withdraw("j1")
+
+    assert ledger.accept(draft("j1")).kind == "withdrawn"
+    assert ledger.claim("simple", "token", "worker") is None
+    assert ledger.accept(draft("j2")).kind == "leader"
+
+
+def test_it_does_not_withdraw_what_another_caller_was_left_with(ledger: Ledger) -> None:
+    ledger.accept(draft("j1"))
+    ledger.accept(draft("j2"))
+    ledger.cancel(ledger.job("j1"), {"tier": "simple"})  # type: ignore[arg-type]
+
+    assert not ledger.withdraw("j1")
+    assert ledger.job("j2").status == "queued"  # type: ignore[union-attr]
+
+
+def test_it_does_not_withdraw_what_has_run(ledger: Ledger, clock: Clock) -> None:
+    ledger.accept(draft())
+    claimed(ledger)
+    clock.advance(16)
+    ledger.reap("reaper:1")
+
+    assert not ledger.withdraw("j1")
+
+
+def test_a_run_that_hangs_past_its_deadline_is_ended(ledger: Ledger, clock: Clock) -> None:
+    """Its lease is renewed by another thread, which cannot know."""
+    ledger.accept(draft(deadline_ms=20_000))
+    claimed(ledger)
+    for _ in range(9):
+        clock.advance(4)
+        ledger.renew("j1", "token")
+    clock.advance(15)
+
+    assert [verdict.kind for verdict in ledger.reap("reaper:1")] == ["expired"]
+
+
+def test_a_clock_that_was_set_back_keeps_no_job(ledger: Ledger, clock: Clock) -> None:
+    ledger.accept(draft("j1"))
+    ledger.accept(draft("j2", fingerprint="f2"))
+    claimed(ledger)
+    clock.advance(-3600)  # the worker of j1 has died, the message of j2 is lost
+
+    rung: set[str] = set()
+    for _ in range(3):
+        rung |= {verdict.job_id for verdict in ledger.reap("reaper:1") if verdict.kind == "ring"}
+        clock.advance(16)
+    assert rung == {"j1", "j2"}
+    clock.advance(60)
+    assert {verdict.kind for verdict in ledger.reap("reaper:1")} == {"expired"}

@@ -147,10 +147,13 @@ class LedgerMachine(RuleBasedStateMachine):
     def renew(self, claim: tuple[str, str]) -> None:
         job_id, token = claim
         job = self.model.get(job_id)
-        holds = job is not None and job.status == "running" and job.holder == token
-        assert self.ledger.renew(job_id, token) == (holds and not job.is_cancelling)  # type: ignore[union-attr]
-        if holds:
-            job.lease_until = self.clock.ms + LIMITS.lease_ms  # type: ignore[union-attr]
+        renewed = self.ledger.renew(job_id, token)
+        is_held = job is not None and job.status == "running" and job.holder == token
+        if job is None or not is_held or self.clock.ms > job.deadline_at + LIMITS.lease_ms:  # past that it hangs
+            assert not renewed
+        else:
+            assert renewed is not job.is_cancelling
+            job.lease_until = self.clock.ms + LIMITS.lease_ms
 
     @rule(claim=claims, status=st.sampled_from(["completed", "failed"]))
     def finish(self, claim: tuple[str, str], status: str) -> None:

@@ -152,3 +152,29 @@ def test_a_hit_counts_as_a_request(ledger: Ledger) -> None:
 
     assert ledger.find("f1", b"{}", rate) is None
     assert isinstance(ledger.find("f1", b"{}", rate), int)
+
+
+def test_a_replay_is_held_like_any_job(ledger: Ledger, redis: Redis) -> None:
+    limits = KeyLimits(budget_usd_per_day=1.0)
+    ask(ledger, "j1", limits, usd=0.6)
+    claimed(ledger)
+    ledger.finish("j1", "token", Ending("failed", {}, error={"code": "x"}, charge_usd=0.5, is_dead_letter=True))
+    assert ledger.replay("j1", 60_000) is None  # 0.5 + 0.6 is more than it has
+
+    redis.hset("aqr:spend:k1", "day_usd", 0)
+    assert ledger.replay("j1", 60_000) == ("simple", 0)
+    assert spending(redis, "k1").usd_held == pytest.approx(0.6)
+    assert redis.zrange("aqr:open:k1", 0, -1) == [b"j1"]
+
+
+def test_a_clock_that_was_far_ahead_stops_no_key(ledger: Ledger, clock: Clock, redis: Redis) -> None:
+    limits = KeyLimits(budget_usd_per_day=1.0)
+    clock.advance(400 * 86_400)
+    ask(ledger, "j1", limits, usd=0.6)
+    claimed(ledger)
+    ledger.finish("j1", "token", Ending("completed", {}, answer=DONE_WELL.answer, charge_usd=0.6))
+    clock.advance(-400 * 86_400)
+
+    assert ask(ledger, "j2", limits, usd=0.6).kind == "budget_day"
+    clock.advance(86_400)
+    assert ask(ledger, "j3", limits, usd=0.6).kind == "leader"

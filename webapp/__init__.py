@@ -59,7 +59,7 @@ def create_app(settings: Settings | None = None) -> Flask:
     app.register_api(admin)
     app.register_api(operation)
     app.register_blueprint(document)
-    complete(app, settings.requires_key)
+    complete(app, settings.auth, settings.requires_key)
     app.before_request(_begin)
     protect(app, settings.origins)
     guard(app, parts)
@@ -80,7 +80,7 @@ def _parse_json() -> None:
     """Refuse bodies that are not JSON here, so that the models only ever see JSON."""
     if request.method not in ("POST", "PUT", "PATCH") or request.url_rule is None:
         return
-    if request.url_rule.rule in _BODILESS and not request.content_length:
+    if request.url_rule.rule in _BODILESS:
         return
     if not request.is_json:
         raise Problem("not_json", "Send the body as JSON, with Content-Type: application/json.")

@@ -12,7 +12,6 @@ from storage.answer import SHARED, Answer, owned
 from storage.api_key import KeyLimits
 from storage.job import Acceptance, Draft, Job
 from webapp.ask import NO_KEYS_NOW, Ask
-from webapp.auth import Caller
 from webapp.draft import CACHE_HEADERS, caller_facts, make_draft
 from webapp.inline import NotTaken
 from webapp.problem import Problem
@@ -69,7 +68,7 @@ def _repeat(ask: Ask, parts: Services) -> Outcome | None:
     """The job that this Idempotency-Key already stands for."""
     try:
         job = parts.ledger.job(ask.id)
-        wait_ms = parts.ledger.count_request(rate) if job and (rate := _rate(ask.caller)) else None
+        wait_ms = parts.ledger.count_request(rate) if job and (rate := ask.caller.rate) else None
     except RedisError:
         raise Problem("redis_unavailable", NO_KEYS_NOW, retry_after=1) from None
     if job is None:
@@ -84,7 +83,7 @@ def _find(ask: Ask, key: str, parts: Services) -> bytes | None:
     """The cached answer. The request is counted and a hit recorded with the look-up, or right after it where the
     cache is apart.
     """
-    rate = _rate(ask.caller)
+    rate = ask.caller.rate
     text = {"text": ask.query.text} if ask.is_text_recorded else {}
     caller = orjson.dumps(caller_facts(ask) | {"cache": "HIT"} | text)
     if parts.cache is None and ask.may_read_cache:
@@ -101,11 +100,6 @@ def _find(ask: Ask, key: str, parts: Services) -> bytes | None:
         except RedisError as error:
             log.warning("hit.unrecorded", extra={"query_id": ask.id, "error": type(error).__name__})
     return kept
-
-
-def _rate(caller: Caller) -> tuple[str, int] | None:
-    limit = caller.limits.requests_per_minute
-    return (caller.key_id, limit) if limit else None
 
 
 def _follow_up(ask: Ask, draft: Draft, accepted: Acceptance, parts: Services) -> Outcome:

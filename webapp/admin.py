@@ -127,6 +127,8 @@ def _facts(body: KeyBody, tenant: str) -> KeyFacts:
 
 def _refuse_growth(asking: Caller, wanted: KeyFacts | ApiKey) -> None:
     """Raises Problem where a key of `wanted` could do what the one that asks for it cannot."""
+    if asking.limits != KeyLimits():  # each new key would begin with unspent limits of its own
+        raise Problem("forbidden", "A key that has limits makes and rotates no keys: use one without, or the command.")
     grown = list(_growth(asking, wanted))
     if grown:
         raise Problem("forbidden", f"The key would be allowed more than yours: {', '.join(grown)}.")
@@ -139,8 +141,6 @@ def _growth(asking: Caller, wanted: KeyFacts | ApiKey) -> Iterator[str]:
         yield "tiers"
     if _exceeds(wanted.expires_at, asking.expires_at):
         yield "expires_in_seconds"
-    limits = asdict(wanted.limits)
-    yield from (name for name, most in asdict(asking.limits).items() if _exceeds(limits[name], most))
 
 
 def _exceeds(value: Any, most: Any) -> bool:

@@ -1,5 +1,6 @@
 """The routes of queries: ask, classify, measure."""
 
+import threading
 import time
 from datetime import UTC, datetime, timedelta
 from typing import Any
@@ -32,6 +33,7 @@ from webapp.schema import (
 from webapp.service import services
 from webapp.view import answer_body, job_body, json_response, lost_sight_body, poll_after
 
+_measuring = threading.BoundedSemaphore(4)  # statistics read many rows: a few at a time in a process
 REPEATED = {"Idempotency-Replayed": "true"}
 
 api = APIBlueprint("api", __name__, url_prefix="/api/v1", abp_tags=[Tag(name="queries")])
@@ -89,6 +91,8 @@ def get_metrics(query: MetricsQuery) -> Response:
     """Queries, hit rate, latencies, tokens, cost and savings of the window, and the queues of this moment."""
     parts = services()
     since = datetime.now(UTC) - timedelta(hours=query.hours)
+    if not _measuring.acquire(blocking=False):
+        raise Problem("overloaded", "Others are asking for statistics already.", retry_after=1)
     try:
         with parts.engine.connect() as connection:
             measured = measure(connection, since, caller().visible_tenant)
@@ -96,6 +100,8 @@ def get_metrics(query: MetricsQuery) -> Response:
         raise Problem(
             "database_unavailable", "Statistics live in the database, which is away.", retry_after=5
         ) from None
+    finally:
+        _measuring.release()
     baseline = next(iter(parts.tiers[BASELINE_TIER].targets), None)
     measured["cost"]["baseline"] = f"every query answered by {baseline}"
     return json_response({"window_hours": query.hours, "since": since.isoformat(), **measured, **_queues()})

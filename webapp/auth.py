@@ -1,18 +1,21 @@
 """Who may ask: the caller behind an API key, and what each route demands of it."""
 
 import logging
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import datetime
 from functools import lru_cache
 
 from flask import Flask, current_app, g, request
+from redis import RedisError
 
 from config import LOOPBACK, Settings
 from logs import bind_log_context
 from storage.api_key import OPERATOR_TENANT, SCOPES, ApiKey, KeyLimits, KeyStore, is_secret_of, split_key
 from webapp.key_cache import KeyCache, KeysUnavailable
 from webapp.problem import Problem
-from webapp.service import Services
+from webapp.refusal import over_rate
+from webapp.service import Services, services
 
 log = logging.getLogger(__name__)
 
@@ -33,6 +36,8 @@ def _any_of(*scopes: str, is_for_operators: bool = False) -> Access:
     return Access(frozenset(scopes), is_for_operators)
 
 
+PROXY_HEADERS = ("Forwarded", "X-Forwarded-For", "X-Forwarded-Host", "X-Real-Ip")
+COUNTED_LATER = ("api.ask_query",)  # with the look into the cache, in one round trip
 OPEN = Access()
 # Every route, as Flask writes it; a row that ends in * is for all routes that begin so. The first row that fits counts.
 ACCESS: tuple[tuple[str, Access], ...] = (
@@ -83,6 +88,12 @@ class Caller:
         return self.is_operator or tenant == self.tenant
 
     @property
+    def rate(self) -> tuple[str, int] | None:
+        """The key's id and its requests per minute, where it has such a limit."""
+        limit = self.limits.requests_per_minute
+        return (self.key_id, limit) if limit else None
+
+    @property
     def visible_tenant(self) -> str | None:
         """The only tenant whose things this caller sees; None = all of them."""
         return None if self.is_operator else self.tenant
@@ -104,7 +115,7 @@ class Door:
 def guard(app: Flask, parts: Services) -> None:
     """Let nobody past who does not belong. To be called before anything that reads a request's body."""
     settings = parts.settings
-    store = KeyStore(parts.engine)
+    store = KeyStore(parts.keys_engine)
     cache = KeyCache(store.find, settings.auth_cache_seconds)
     app.extensions["door"] = Door(store, cache, settings.requires_key)
     app.before_request(_check_caller)
@@ -130,21 +141,46 @@ def _warn_if_open(settings: Settings) -> None:
 
 
 def _check_caller() -> None:
-    if not door().requires_key:
-        g.caller = ANYONE
-        return
     if request.url_rule is None:  # the router says 404, 405 or redirects, all of which the open document tells too
         return
     access = access_of(request.url_rule.rule)
     if access is not None and access.is_open:
         return
+    if not door().requires_key:
+        _refuse_strangers()
+        g.caller = ANYONE
+        return
     g.caller = _identify()
     bind_log_context(tenant=g.caller.tenant, key_id=g.caller.key_id)
-    if access is None or not access.scopes & g.caller.scopes:
+    _check_scope(access, g.caller)
+    if request.endpoint not in COUNTED_LATER:
+        _count_request(g.caller)
+
+
+def _check_scope(access: Access | None, who: Caller) -> None:
+    if access is None or not access.scopes & who.scopes:
         needed = " or ".join(f"`{scope}`" for scope in sorted(access.scopes)) if access else "that no key has"
         raise Problem("forbidden", f"This needs a key with the scope {needed}.")
-    if access.is_for_operators and not g.caller.is_operator:
+    if access.is_for_operators and not who.is_operator:
         raise Problem("forbidden", "This is for operators.")
+
+
+def _count_request(who: Caller) -> None:
+    """Raises Problem where the key has had its requests of the minute. Without Redis nobody counts."""
+    if rate := who.rate:
+        with suppress(RedisError):
+            if wait_ms := services().ledger.count_request(rate):
+                raise over_rate(wait_ms)
+
+
+def _refuse_strangers() -> None:
+    """With AUTH=auto only this machine is trusted: not whoever comes through a proxy on it, or a page that names it."""
+    if services().settings.auth != "auto":
+        return
+    name = request.host.rsplit(":", 1)[0] if not request.host.endswith("]") else request.host
+    if name.strip("[]") not in LOOPBACK or any(header in request.headers for header in PROXY_HEADERS):
+        detail = "AUTH=auto asks for no key on this machine alone, and this came from elsewhere: set AUTH=on."
+        raise Problem("forbidden", detail)
 
 
 def _identify() -> Caller:

@@ -88,7 +88,7 @@ def replay_dead_letters(body: ReplayBody) -> Response:
 def drop_dead_letter(path: JobPath) -> Response:
     """Take it off the list, so that it is never replayed."""
     try:
-        if not services().dead_letters.drop(_visible(path.id).id):
+        if not services().dead_letters.drop(_visible(path.id)):
             raise _unknown()
     except RedisError:
         raise Problem("redis_unavailable", AWAY, retry_after=1) from None
@@ -132,8 +132,7 @@ def _view(job: Job) -> dict[str, Any]:
         "priority": names[job.priority],
         "status": job.status,
         "code": error.get("code"),
-        "detail": error.get("detail"),
-        "attempts": job.attempts,
+        "attempts": [{name: value for name, value in tried.items() if name != "said"} for tried in job.attempts],
         "replays": job.replays,
         "created_at": iso(job.created_at),
         "ended_at": iso(job.ended_at) if job.ended_at else None,

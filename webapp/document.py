@@ -1,6 +1,7 @@
 """The API's own documentation: /openapi.json, and Swagger UI at /docs from the package's files, without a CDN."""
 
 import re
+from collections.abc import Iterator
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
@@ -10,7 +11,7 @@ from flask_openapi3 import OpenAPI
 from flask_openapi3.models import Schema
 from pydantic import BaseModel
 
-from webapp.auth import access_of
+from webapp.auth import Access, access_of
 from webapp.key_schema import NewKeyView
 from webapp.problem import MEDIA_TYPE
 from webapp.schema import DeadLetterList, JobView, QueryAnswer, ReplayView
@@ -70,40 +71,53 @@ def with_headers(model: type[BaseModel], *names: str) -> dict[str, Any]:
     return {"description": "OK", "headers": headers, "content": {"application/json": {"schema": schema}}}
 
 
-def complete(app: OpenAPI, requires_key: bool) -> None:
+def complete(app: OpenAPI, auth: str, requires_key: bool) -> None:
     """Make the document true where flask-openapi3 cannot know better."""
     for model in (QueryAnswer, JobView, DeadLetterList, ReplayView, NewKeyView):
         app.components_schemas |= _schemas(model)
     app.generate_spec_json()
     app.spec_json["components"].pop("securitySchemes", None)
-    for operations in app.spec_json["paths"].values():
-        for operation in operations.values():
-            # It adds a validation error of its own form to every route, also to those that validate nothing.
-            if "application/json" in operation["responses"].get("422", {}).get("content", {}):
-                del operation["responses"]["422"]
+    _drop_foreign_errors(app)
     ask = app.spec_json["paths"]["/api/v1/query"]["post"]
     ask["parameters"] = [
         {"name": name, "in": "header", "description": text, "schema": {"type": "string"}}
         for name, text in REQUEST_HEADERS.items()
     ]
     if requires_key:
-        _say_what_needs_a_key(app)
+        app.spec_json["components"]["securitySchemes"] = _SCHEMES
+        for operation, access in _guarded(app):
+            operation["security"] = [{scheme: []} for scheme in _SCHEMES]
+            needs = f"Needs the scope {' or '.join(f'`{scope}`' for scope in sorted(access.scopes))}"
+            operation["description"] += f" {needs}{' of an operator' if access.is_for_operators else ''}."
+            # 429: the key's requests of the minute; 503: the database is away, and the key is not known.
+            _add_problems(operation, 401, 403, 429, 503)
+    elif auth == "auto":
+        for operation, _ in _guarded(app):
+            _add_problems(operation, 403)
 
 
-def _say_what_needs_a_key(app: OpenAPI) -> None:
-    app.spec_json["components"]["securitySchemes"] = _SCHEMES
+def _drop_foreign_errors(app: OpenAPI) -> None:
+    for operations in app.spec_json["paths"].values():
+        for operation in operations.values():
+            # It adds a validation error of its own form to every route, also to those that validate nothing.
+            if "application/json" in operation["responses"].get("422", {}).get("content", {}):
+                del operation["responses"]["422"]
+
+
+def _add_problems(operation: dict[str, Any], *statuses: int) -> None:
+    for status, response in problems(*statuses).items():
+        operation["responses"].setdefault(str(status), response)
+
+
+def _guarded(app: OpenAPI) -> Iterator[tuple[dict[str, Any], Access]]:
+    """The document's operations that are not open to everyone."""
     for rule in app.url_map.iter_rules():
         access = access_of(rule.rule)
         operations = app.spec_json["paths"].get(re.sub(r"<(?:\w+:)?(\w+)>", r"{\1}", rule.rule), {})
         for method, operation in operations.items():
             if method.upper() not in (rule.methods or ()) or access is None or access.is_open:
                 continue
-            operation["security"] = [{scheme: []} for scheme in _SCHEMES]
-            needs = f"Needs the scope {' or '.join(f'`{scope}`' for scope in sorted(access.scopes))}"
-            operation["description"] += f" {needs}{' of an operator' if access.is_for_operators else ''}."
-            # 503: the database is away, and the key is not known.
-            for status, response in problems(401, 403, 503).items():
-                operation["responses"].setdefault(str(status), response)
+            yield operation, access
 
 
 def _schemas(model: type[BaseModel]) -> dict[str, Schema]:

@@ -1,6 +1,8 @@
 """The health of each part, asked for by GET /health; every question gives up by itself."""
 
 import logging
+import threading
+import time
 from collections.abc import Callable
 from datetime import UTC, datetime
 from typing import Any
@@ -19,6 +21,22 @@ from webapp.service import Services
 log = logging.getLogger(__name__)
 
 OK, DEGRADED, DOWN, OFF = "ok", "degraded", "down", "off"
+
+
+class Checkup:
+    """One check at a time in a process: who comes meanwhile waits for the next one, and all of them share it."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._begun_at, self._found = 0.0, dict[str, Any]()
+
+    def run(self, parts: Services) -> dict[str, Any]:
+        came_at = time.monotonic()
+        with self._lock:
+            if self._begun_at < came_at:
+                self._begun_at = time.monotonic()
+                self._found = check_health(parts)
+            return self._found
 
 
 def check_health(parts: Services) -> dict[str, Any]:

@@ -15,6 +15,8 @@ from webapp.stream import job_stream
 from webapp.view import job_body, json_response, poll_after
 from webapp.waiter import NoSlot
 
+NOT_KNOWN = {"score": 0, "words": 0}  # of a job that was given up before: nothing is recorded of it again
+
 jobs = APIBlueprint("jobs", __name__, url_prefix="/api/v1", abp_tags=[Tag(name="jobs")])
 
 
@@ -48,7 +50,8 @@ def cancel_job(path: JobPath) -> Response:
     parts = services()
     try:
         job = visible_job(path.id)
-        said = parts.ledger.cancel(job, facts_of(job.tier, job.payload["routing"], "cancelled"))
+        routing = job.payload.get("routing") or NOT_KNOWN
+        said = parts.ledger.cancel(job, facts_of(job.tier, routing, "cancelled"))
         if said == "missing":
             raise _job_unknown()
         if said not in ("cancelled", "cancelling"):

@@ -11,12 +11,13 @@ from routing.tier import TIER_NAMES
 from tasks.target import lanes_of
 from webapp.document import problems
 from webapp.draining import is_draining
-from webapp.health import DOWN, check_health
+from webapp.health import DOWN, Checkup
 from webapp.service import Services, services
 from webapp.view import json_response
 
 operation = APIBlueprint("operation", __name__, abp_tags=[Tag(name="operation")])
 
+_checkup = Checkup()
 _STATUS = {"type": "object", "properties": {"status": {"type": "string"}}}
 _STATES: dict[int, Any] = {
     status: {"description": text, "content": {"application/json": {"schema": _STATUS}}}
@@ -27,7 +28,7 @@ _STATES: dict[int, Any] = {
 @operation.get("/health", summary="Health of every part", responses={**_STATES, **problems(500)})
 def health() -> Response:
     """Each part by name, and what it means when one is down."""
-    found = check_health(services())
+    found = _checkup.run(services())
     return json_response(found, 503 if found["status"] == DOWN else 200)
 
 

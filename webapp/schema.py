@@ -191,7 +191,6 @@ class DeadLetterView(BaseModel):
     priority: Literal["interactive", "batch"]
     status: Literal["failed", "dead"]
     code: str | None
-    detail: str | None
     attempts: list[dict[str, Any]]
     replays: int = Field(description="How often it was replayed and failed again")
     created_at: str

@@ -48,6 +48,7 @@ class Services:
     presence: Presence
     admission: Admission
     engine: Engine
+    keys_engine: Engine
     meter: Meter
 
 
@@ -88,6 +89,7 @@ def build_services(settings: Settings) -> Services:
         presence=Presence(client),
         admission=admission,
         engine=engine,
+        keys_engine=build_engine(settings.sql_url),  # of its own: statistics must not keep anybody at the door
         meter=Meter(),
     )
 

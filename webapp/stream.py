@@ -13,12 +13,13 @@ from webapp.view import job_body
 from webapp.waiter import Watch
 
 HEARTBEAT_S = 10.0  # comments that keep proxies from closing a quiet stream
-LONGEST_S = 900.0  # then the client comes back with Last-Event-ID, as it would after a cut
+LONGEST_S = 900.0  # then the client comes back with Last-Event-ID, as it would after a cut, and shows its key again
 
 
 def job_stream(job: Job, last_id: str, parts: Services) -> Response:
     """Streams the job from now on, but for the state that the client saw last. Raises `webapp.waiter.NoSlot`."""
-    watch = parts.waiter.follow(job.id, LONGEST_S, job.leader)
+    longest_s = parts.settings.auth_cache_seconds if parts.settings.requires_key else LONGEST_S
+    watch = parts.waiter.follow(job.id, longest_s, job.leader)
     headers = {"Cache-Control": "no-store", "X-Accel-Buffering": "no"}
     response = Response(_events(watch, last_id, parts), mimetype="text/event-stream", headers=headers)
     response.call_on_close(watch.close)

@@ -62,7 +62,7 @@ if leader then
     if crowd >= limits.callers then return {'crowded', whole(crowd)} end
     local over = quota and refusal(quota, now)
     if over then return over end
-    redis.call('HSET', job, 'alias', leader, 'created_at', whole(now), 'payload', payload)
+    redis.call('HSET', job, 'alias', leader, 'created_at', whole(now), 'tenant', tenant, 'payload', payload)
     redis.call('PEXPIRE', job, leaders_deadline - now + keep)
     enter(leader, leaders_deadline)
     return {'follower', leader}

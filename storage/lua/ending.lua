@@ -10,10 +10,10 @@ local function payer_of(id, callers)
   return payer and payer.caller or {id = id}
 end
 
--- `ending`: id, keys (job, callers, attempts, due, usage, done, dead letters), now, status, answer, problem, facts, keep
+-- `ending`: id, keys (job, callers, attempts, due, usage, done, tenants with dead letters), now, status, answer, problem, facts, keep
 -- and grace (ms), wake_ups, usd and tokens to charge, dead ({most, keep (ms)} or false).
 local function end_job(ending)
-  local job, callers, attempts, due, usage, done, dead = unpack(ending.keys)
+  local job, callers, attempts, due, usage, done, tenants = unpack(ending.keys)
   local id, now, status, keep = ending.id, ending.now, ending.status, ending.keep
   local found = redis.call('HMGET', job, 'tier', 'priority', 'tenant', 'flight', 'created_at', 'started_at', 'replays', 'text')
   local tier, priority, tenant, flight, created, started, replays, text = unpack(found)
@@ -35,10 +35,13 @@ local function end_job(ending)
   local payer = payer_of(id, asked)
   if payer.key and payer.key ~= '' then charge(payer.key, ending.usd, ending.tokens, now) end
   if ending.dead then keep = ending.dead.keep end
+  local is_given_up = status == 'cancelled' or status == 'expired'  -- then nobody reads its texts again
+  if is_given_up then redis.call('HDEL', job, 'payload') end
   for _, one in ipairs(asked) do
     local own = key('job', one.caller.id)
     let_go(own, ending.dead)
     sign_off(one.caller)
+    if is_given_up then redis.call('HDEL', own, 'payload') end
     redis.call('PEXPIRE', own, keep)
   end
 
@@ -50,7 +53,10 @@ local function end_job(ending)
   redis.call('XADD', done, 'MAXLEN', '~', ending.wake_ups, '*', 'job', id)
 
   if ending.dead then  -- it may be replayed: for its callers, with its attempts
+    local dead = key('dead', tenant)
+    redis.call('SADD', tenants, tenant)
     redis.call('ZADD', dead, now, id)
+    redis.call('PEXPIRE', dead, keep)
     redis.call('ZREMRANGEBYRANK', dead, 0, -ending.dead.most - 1)
     redis.call('ZREMRANGEBYSCORE', dead, '-inf', now - keep)
     redis.call('PEXPIRE', callers, keep)

@@ -1,5 +1,5 @@
 -- End a job, once, and only by the token that holds it: result, cache, single flight, spend, usage and wake-up together.
--- KEYS: job, callers, attempts, due, usage stream, done stream, dead letters
+-- KEYS: job, callers, attempts, due, usage stream, done stream, tenants with dead letters
 -- ARGV: now or '', job id, token, status, answer or '', error (JSON) or '', facts for the record (JSON),
 --       keep for (ms), cache key or '', cache ttl (ms), single-flight grace (ms) or 0, most wake-ups kept,
 --       nano-USD to charge, tokens to charge, '1' for a dead letter, most dead letters, keep dead letters for (ms),

@@ -1,12 +1,13 @@
 -- Give a dead letter another life: queued again, with its callers, its attempts and a new deadline.
--- KEYS: job, callers, attempts, due, usage stream, dead letters
+-- KEYS: job, callers, attempts, due, usage stream
 -- ARGV: now or '', job id, deadline (ms from now), republish after (ms), keep for (ms)
 -- Returns {'replayed', tier, priority} | {'unknown'}: no dead letter (any more) |
 --   {limit's name, ms to wait}: a key it is for may not spend as much now
-local job, callers, attempts, due, usage, dead = unpack(KEYS)
+local job, callers, attempts, due, usage = unpack(KEYS)
 local now, id, keep = clock(ARGV[1]), ARGV[2], tonumber(ARGV[5])
 local tier, priority, tenant = unpack(redis.call('HMGET', job, 'tier', 'priority', 'tenant'))
-if not redis.call('ZSCORE', dead, id) or not tier or redis.call('EXISTS', callers) == 0 then return {'unknown'} end
+local dead = key('dead', tenant or '')
+if not redis.call('ZSCORE', dead, id) or redis.call('EXISTS', callers) == 0 then return {'unknown'} end
 
 local deadline, quotas = now + ARGV[3], {}
 for _, caller in ipairs(redis.call('HKEYS', callers)) do
