@@ -10,7 +10,7 @@ from providers.admission import Admission, Errand
 from providers.facts import ProviderFacts
 from providers.wire import Provider, max_completion_tokens
 from routing.catalogue import Catalogue
-from routing.errors import Aftermath, CallAborted, KeyRejected, ProviderError
+from routing.errors import Aftermath, CallAborted, KeyRejected, ProviderError, TargetTimedOut
 from routing.estimate import estimate_prompt_tokens
 from routing.lane import CallReport, Grant, Lane, RateLimits
 from routing.query import Attempt, Completion, Usage
@@ -79,18 +79,23 @@ class Caller:
 
     def record(self, lane: Lane, errand: Errand, start: Start, result: Completion | ProviderError) -> Called:
         """The call with its attempt, which says what it cost or, where nobody knows, may have cost at most."""
-        target, tier = lane.target, errand.tier
+        target = lane.target
         attempt = Attempt(target.provider, target.model, start.at_ms, start.elapsed_ms, outcome="ok", status=200)
         if isinstance(result, Completion):
             attempt = replace(attempt, usage=result.usage, billing="billed")
         else:
             attempt = _failed(attempt, result)
+        return Called(lane, result, self._charged(attempt, lane, errand))
+
+    def _charged(self, attempt: Attempt, lane: Lane, errand: Errand) -> Attempt:
+        if attempt.billing == "free":
+            return attempt
+        target, tier, most = lane.target, errand.tier, self._most(lane, errand)
+        if attempt.usage is None:  # a budget counts it all the same
+            attempt = replace(attempt, possible_tokens=most.total_tokens)
         if attempt.billing == "billed":
-            attempt = replace(attempt, cost_usd=self._catalogue.cost_usd(target, attempt.usage, tier))
-        elif attempt.billing == "unknown":
-            most = self._catalogue.cost_usd(target, self._most(lane, errand), tier)
-            attempt = replace(attempt, possible_cost_usd=most)
-        return Called(lane, result, attempt)
+            return replace(attempt, cost_usd=self._catalogue.cost_usd(target, attempt.usage, tier))
+        return replace(attempt, possible_cost_usd=self._catalogue.cost_usd(target, most, tier))
 
     def _most(self, lane: Lane, errand: Errand) -> Usage:
         longest = max_completion_tokens(errand.query, errand.tier, self._facts(lane).max_tokens_cap)
@@ -106,11 +111,14 @@ class Caller:
             lane.target.model,
             extra={"event": "provider.called", **_fields(lane), "tier": errand.tier.name},
         )
-        deadline = min(errand.deadline, time.monotonic() + (facts.timeout_s or errand.tier.timeout_s))
+        patience = time.monotonic() + (facts.timeout_s or errand.tier.timeout_s)
+        deadline = min(errand.deadline, patience)
         provider = self._providers[lane.target.provider]
         try:
             answered = provider.complete(lane, errand.query, errand.tier, deadline, signal)
         except ProviderError as error:
+            if deadline < patience and isinstance(error, TargetTimedOut) and error.status is None:
+                error.standing = CallAborted.code  # it was the caller who had less time than the target is given
             return error, error.aftermath.limits
         return answered.completion, answered.limits
 
@@ -132,11 +140,12 @@ def _failed(attempt: Attempt, error: ProviderError) -> Attempt:
 
 def _report(called: Called, limits: RateLimits | None) -> CallReport:
     attempt, result = called.attempt, called.result
+    error = result if isinstance(result, ProviderError) else None
     return CallReport(
-        attempt.outcome,
+        error.standing if error else attempt.outcome,
         attempt.latency_ms,
         tokens=attempt.usage.total_tokens if attempt.usage else None,
-        retry_after_s=result.retry_after if isinstance(result, ProviderError) else None,
+        retry_after_s=error.retry_after if error else None,
         limits=limits,
     )
 

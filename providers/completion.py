@@ -4,7 +4,7 @@ import json
 from typing import Any
 
 from providers.call import Reply
-from routing.errors import Aftermath, ReplyUnusable
+from routing.errors import Aftermath, CallAborted, ReplyUnusable
 from routing.lane import RateLimits
 from routing.query import Completion, Target, Usage
 
@@ -38,7 +38,9 @@ def read_completion(
         return _completion(target, body, usage, names_models)
     except _Unusable as fault:
         aftermath = Aftermath("billed" if usage else "unknown", usage, limits)
-        raise ReplyUnusable(target, str(fault), status=reply.status, aftermath=aftermath) from None
+        raise ReplyUnusable(
+            target, str(fault), status=reply.status, aftermath=aftermath, standing=fault.standing
+        ) from None
 
 
 def parse_json(body: bytes) -> Any:
@@ -56,6 +58,14 @@ def storable(text: str) -> str:
 
 class _Unusable(Exception):
     """Why the reply is of no use."""
+
+    standing = ReplyUnusable.code
+
+
+class _NoAnswer(_Unusable):
+    """The reply is well made, but the model gave no answer: a query can bring that about, so no lane answers for it."""
+
+    standing = CallAborted.code
 
 
 def _body(reply: Reply) -> dict[str, Any]:
@@ -78,7 +88,7 @@ def _completion(target: Target, body: dict[str, Any], usage: Usage | None, names
         case _:
             raise _Unusable("the reply has no choices")
     if not text.strip():
-        raise _Unusable(f"the answer is empty (finish_reason {finish})")
+        raise _NoAnswer(f"the answer is empty (finish_reason {finish})")
     model = body.get("model")
     is_name = names_models and isinstance(model, str) and 0 < len(model) <= MODEL_NAME_CHARS
     return Completion(
@@ -91,9 +101,11 @@ def _completion(target: Target, body: dict[str, Any], usage: Usage | None, names
 
 def _text(message: dict[str, Any]) -> str:
     if message.get("refusal"):
-        raise _Unusable("the model refused to answer")
+        raise _NoAnswer("the model refused to answer")
     content = message.get("content")
-    return content if isinstance(content, str) else ""
+    if not isinstance(content, str | None):
+        raise _Unusable("the answer is no text")
+    return content or ""
 
 
 def _finish(said: Any) -> str:
@@ -102,7 +114,7 @@ def _finish(said: Any) -> str:
         return "stop"
     if isinstance(said, str) and said in FINISH_REASONS:
         return FINISH_REASONS[said]
-    raise _Unusable(f"the answer was withheld or is not whole (finish_reason {storable(str(said))[:20]})")
+    raise _NoAnswer(f"the answer was withheld or is not whole (finish_reason {storable(str(said))[:20]})")
 
 
 def _usage(fields: Any) -> Usage | None:

@@ -20,14 +20,18 @@ STATUS_ERRORS: Mapping[int, type[ProviderError]] = MappingProxyType(
 )
 """What the statuses mean wherever a provider does not say otherwise."""
 
+DOUBTFUL = frozenset({(403, KeyRejected), (404, ModelGone)})
+"""What a gateway or a passing fault says as well: without a code of the provider's, one such reply proves nothing."""
+
 
 @dataclass(frozen=True, slots=True)
 class ProviderFacts:
     """How one provider differs from the others.
 
     `code_errors` go by the error's `code` or `type` and come before `status_errors`; other errors go by the
-    class of their status. `timeout_s` replaces the tier's. `names_models` is False where the reply's `model` is not a
-    model's name. `limit_headers` names the headers that tell each field of RateLimits.
+    class of their status. `private_codes` are of errors whose messages tell about the operator's account. `timeout_s`
+    replaces the tier's. `names_models` is False where the reply's `model` is not a model's name. `limit_headers` names
+    the headers that tell each field of RateLimits.
     """
 
     name: str
@@ -35,6 +39,7 @@ class ProviderFacts:
     status_errors: Mapping[int, type[ProviderError]]
     code_errors: Mapping[str, type[ProviderError]]
     limit_headers: Headers
+    private_codes: frozenset[str] = frozenset()
     max_tokens_cap: int | None = None
     timeout_s: float | None = None
     names_models: bool = True

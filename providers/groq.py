@@ -21,5 +21,6 @@ GROQ = ProviderFacts(
         "context_length_exceeded": PromptTooLong,
     },
     limit_headers=REQUESTS_AND_TOKENS,  # requests of a day, tokens of a minute
-    # No row for "rate_limit_exceeded": with 413 it says that this one prompt is over a minute's allowance.
+    # No row for "rate_limit_exceeded" above: with 413 it says that this one prompt is over a minute's allowance.
+    private_codes=frozenset({"rate_limit_exceeded"}),  # names the organisation and what it has used
 )

@@ -16,7 +16,7 @@ RouterError
    └─ QueryRejected          no         no      400, 422: the next target would refuse too
 
 `retryable`: may the same target succeed later? `try_next`: may another target succeed now?
-What the call may have cost all the same stands in `aftermath`.
+What the call may have cost all the same stands in `aftermath`, and what all workers learn of it in `standing`.
 Statuses and codes: each provider's own table over `providers.wire`.
 """
 
@@ -52,7 +52,8 @@ class ProviderError(RouterError):
     """One call to one target failed.
 
     `detail` is what happened in our words; `said` is the provider's own message, which may quote the query: it goes
-    back to the caller and nowhere else.
+    back to the caller and nowhere else. `standing` is what the admission is told instead of the code, where the call
+    proves less than its code says: one tenant's query must not close a lane to all others.
     """
 
     code = "provider_error"
@@ -68,6 +69,7 @@ class ProviderError(RouterError):
         status: int | None = None,
         retry_after: float | None = None,
         aftermath: Aftermath = Aftermath(),
+        standing: str | None = None,
     ) -> None:
         super().__init__(f"{target}: {detail}")
         self.target = target
@@ -76,6 +78,7 @@ class ProviderError(RouterError):
         self.status = status
         self.retry_after = retry_after
         self.aftermath = aftermath
+        self.standing = standing or self.code
 
 
 class TargetThrottled(ProviderError):

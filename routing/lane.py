@@ -51,7 +51,7 @@ class RateLimits:
 
 @dataclass(frozen=True, slots=True)
 class CallReport:
-    """How a granted call ended. `outcome` is "ok" or a code of `routing.errors`, `tokens` what it used."""
+    """How a granted call ended. `outcome` is "ok" or an error's `standing`, `tokens` what it used."""
 
     outcome: str
     latency_ms: float

@@ -64,8 +64,9 @@ class Attempt:
 
     `started_at` is Unix time in ms, `latency_ms` wall time of the call, `outcome` "ok" or an error code of
     `routing.errors`, `status` the HTTP status where there was one, `cost_usd` what the call cost and
-    `possible_cost_usd` what one of unknown billing may have cost at most. `detail` is what happened in our words,
-    `said` the provider's own message, for the caller only.
+    `possible_cost_usd` what one of unknown billing may have cost at most; `possible_tokens` is what it may have used
+    at most where it may be billed and named no usage. `detail` is what happened in our words, `said` the provider's
+    own message, for the caller only.
     """
 
     provider: str
@@ -81,6 +82,7 @@ class Attempt:
     number: int = 0
     billing: Billing = "free"
     possible_cost_usd: float = 0.0
+    possible_tokens: int = 0
 
     @property
     def told(self) -> str:
@@ -105,4 +107,5 @@ class Attempt:
             "cost_usd": self.cost_usd,
             "billing": self.billing,
             "possible_cost_usd": self.possible_cost_usd,
+            "possible_tokens": self.possible_tokens,
         }

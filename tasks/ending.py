@@ -60,7 +60,7 @@ def charges(tries: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     """What the attempts put on the key's account: also what may have been billed, or a budget could be overrun."""
     return {
         "charge_usd": sum(a["cost_usd"] + a.get("possible_cost_usd", 0.0) for a in tries),
-        "charge_tokens": sum((a["usage"] or {}).get("total_tokens", 0) for a in tries),
+        "charge_tokens": sum((a["usage"] or {}).get("total_tokens", 0) + a.get("possible_tokens", 0) for a in tries),
     }
 
 

@@ -339,6 +339,7 @@ class Handler(BaseHTTPRequestHandler):
         "no_choices": lambda self, _: self.send(200, {"choices": []}),
         "empty": lambda self, _: self.answer_with(message={"content": ""}, finish_reason="length"),
         "null": lambda self, _: self.answer_with(message={"content": None}),
+        "no_text": lambda self, _: self.answer_with(message={"content": 7}),
         "content_filter": lambda self, _: self.answer_with(finish_reason="content_filter"),
         "odd_finish": lambda self, _: self.answer_with(finish_reason="paused"),
         "refusal": lambda self, _: self.answer_with(message={"content": None, "refusal": "I cannot help with that."}),

@@ -296,7 +296,7 @@ def test_the_key_is_never_in_an_error(keyed_rig: Rig) -> None:
     assert key is not None
     said = f"Incorrect API key provided: {key}, or its beginning {key[:12]}…"
 
-    error = keyed_rig.fails(Fault.status(401, message=said))
+    error = keyed_rig.fails(Fault.status(400, message=said))
 
     assert "Incorrect API key provided: [key]" in (error.said or "")
     assert key[:8] not in str(error)
@@ -306,7 +306,7 @@ def test_none_of_several_keys_is_in_an_error(fake: FakeProvider) -> None:
     keys = ("gsk_first_111111", "tgp_second_22222", "$(special).*[3")
     fake.accept_key("groq", keys[0])
 
-    error = build("groq", fake, *keys).fails(Fault.status(401, message=f"bad {keys[2]} and {keys[0][:10]} {keys[1]}"))
+    error = build("groq", fake, *keys).fails(Fault.status(400, message=f"bad {keys[2]} and {keys[0][:10]} {keys[1]}"))
 
     assert error.said == "bad [key] and [key] [key]"
 
