@@ -73,6 +73,13 @@ class Watch:
     def ask(self, words: str, **body: Any) -> requests.Response:
         return self.keep("reply to its caller", self.stack.ask(f"What is plantedQuestion {words}?", **body))
 
+    def forgive(self) -> None:
+        """Forget what the providers did, so that they are called again at once."""
+        client = self.stack.redis
+        for kind in ("lane", "provider_key", "gone"):
+            for key in client.scan_iter(f"aqr:{kind}:*"):
+                client.delete(key)
+
     def get(self, path: str) -> requests.Response:
         return self.keep(f"GET {path}", requests.get(self.stack.url + path, timeout=30))
 
@@ -182,10 +189,12 @@ def fail(watch: Watch) -> None:
             key = KEYS[provider]
             fake.fail_next(provider, Fault.status(status, message=ECHOES.format(key), code=key, type=key))
         watch.ask(f"with {status}")
+        watch.forgive()
     for kind in ("garbage", "bad_json", "html", "reset", "content_filter"):
         fake.fail_next("groq", Fault(kind))
         fake.fail_next("together", Fault(kind))
         watch.ask(f"with {kind}")
+        watch.forgive()
     fake.reset()
 
 
