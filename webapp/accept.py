@@ -1,6 +1,7 @@
 """The story of a request: look in the cache, join or become a job, ring the queue, wait for the end."""
 
 import logging
+from contextlib import suppress
 from dataclasses import dataclass, replace
 
 import orjson
@@ -105,7 +106,11 @@ def _find(ask: Ask, key: str, parts: Services) -> bytes | None:
 def _follow_up(ask: Ask, draft: Draft, accepted: Acceptance, parts: Services) -> Outcome:
     match accepted.kind:
         case "hit":
-            return Outcome("HIT", answer=Answer.decode(accepted.answer or b""))
+            found = accepted.answer or b""
+            if ask.is_idempotent:
+                with suppress(RedisError):  # then it is looked up again
+                    parts.ledger.keep_hit(draft, found)
+            return Outcome("HIT", answer=Answer.decode(found))
         case "follower":
             return _wait(ask, "COALESCED", parts, leader=accepted.job_id)
         case "leader":
