@@ -27,7 +27,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     asked = parser.parse_args(arguments)
     with running(Plan(), latency_s=0) as world:
         for number in range(DEAD_LETTERS):
-            requests.post(f"{world.address()}/api/v1/query", json={"query": f"[[fault=500]] {number}"}, timeout=60)
+            requests.post(
+                f"{world.address()}/api/v1/query", json={"query": f"[[fault=content_filter]] {number}"}, timeout=60
+            )
         # The document is read over HTTP, so what is fuzzed is what callers get.
         done = subprocess.run(_command(world, asked), cwd=world.folder, timeout=asked.minutes * 60 + LEEWAY_S)
         ailing = world.ailing()

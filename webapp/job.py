@@ -15,6 +15,14 @@ from webapp.stream import job_stream
 from webapp.view import job_body, json_response, poll_after
 from webapp.waiter import NoSlot
 
+EVENT = {
+    "type": "object",
+    "properties": {
+        "id": {"type": "string"},
+        "event": {"type": "string", "description": "The job's status"},
+        "data": {"type": "string", "description": "The job, as JSON"},
+    },
+}
 NOT_KNOWN = {"score": 0, "words": 0}  # of a job that was given up before: nothing is recorded of it again
 
 jobs = APIBlueprint("jobs", __name__, url_prefix="/api/v1", abp_tags=[Tag(name="jobs")])
@@ -67,7 +75,7 @@ def cancel_job(path: JobPath) -> Response:
     responses={
         200: {
             "description": "Server-sent events: one for each change, named by the status, with the job as its data",
-            "content": {"text/event-stream": {"schema": {"type": "string"}}},
+            "content": {"text/event-stream": {"schema": EVENT}},
         },
         **problems(404, 422, 500, 503),
     },
