@@ -203,8 +203,8 @@ def test_a_failed_job_is_a_dead_letter_until_it_is_replayed(
 def test_dead_letters_are_replayed_by_filter(client: FlaskClient, chain: EchoChain, failed: str) -> None:
     chain.error = None
 
-    assert client.post(f"{DEAD}/replay", json={"code": "provider_throttled"}).json == {"replayed": []}
-    assert client.post(f"{DEAD}/replay", json={"code": "provider_unreachable"}).json == {"replayed": [failed]}
+    assert client.post("/api/v1/replays", json={"code": "provider_throttled"}).json == {"replayed": []}
+    assert client.post("/api/v1/replays", json={"code": "provider_unreachable"}).json == {"replayed": [failed]}
 
 
 def test_a_dropped_letter_is_gone(client: FlaskClient, failed: str) -> None:
@@ -231,3 +231,9 @@ def test_a_signal_reaches_its_callbacks_also_when_it_comes_first() -> None:
     signal.abort()
 
     assert said == ["a", "b"]
+
+
+def test_a_parameter_is_given_once(client: FlaskClient) -> None:
+    refused = client.get(f"{DEAD}?tier=simple&tier=medium")
+
+    assert (refused.status_code, refused.json["errors"][0]["field"]) == (422, "tier")

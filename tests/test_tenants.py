@@ -134,7 +134,7 @@ def test_another_tenants_dead_letter_does_not_exist(
         unknown = bob.call(method, f"/api/v1/dead-letters/nope{suffix}")
         assert stripped(bob.call(method, path + suffix)) == stripped(unknown)
     assert bob.call("GET", "/api/v1/dead-letters?tenant=ann").json == {"dead_letters": []}
-    assert bob.call("POST", "/api/v1/dead-letters/replay", json={"tenant": "ann"}).json == {"replayed": []}
+    assert bob.call("POST", "/api/v1/replays", json={"tenant": "ann"}).json == {"replayed": []}
 
     for who in (ann, operator):
         assert [letter["id"] for letter in who.call("GET", "/api/v1/dead-letters").json["dead_letters"]] == [job["id"]]

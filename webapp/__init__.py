@@ -22,7 +22,7 @@ from webapp.document import complete, document
 from webapp.header import protect
 from webapp.job import jobs
 from webapp.operation import operation
-from webapp.problem import Problem, ProblemDetails, from_validation, register_problems
+from webapp.problem import Problem, ProblemDetails, from_validation, invalid, register_problems
 from webapp.service import attach, build_services, services
 
 log = logging.getLogger(__name__)
@@ -30,6 +30,7 @@ log = logging.getLogger(__name__)
 VERSION = "0.1.0"
 _SANE_REQUEST_ID = re.compile(r"[A-Za-z0-9._:-]{1,64}")
 _BODILESS = {"/api/v1/jobs/<string:id>/cancel", "/api/v1/dead-letters/<string:id>/replay"}
+_WITH_PARAMETERS = {"/api/v1/metrics", "/api/v1/keys", "/api/v1/dead-letters"}
 _QUIET_ROUTES = {"/livez", "/readyz", "/metrics", "/health"}
 
 
@@ -63,6 +64,7 @@ def create_app(settings: Settings | None = None) -> Flask:
     app.before_request(_begin)
     protect(app, settings.origins)
     guard(app, parts)
+    app.before_request(_refuse_repeats)
     app.before_request(_parse_json)
     app.after_request(_end)
     return app
@@ -74,6 +76,15 @@ def _begin() -> None:
     g.request_id = given if _SANE_REQUEST_ID.fullmatch(given) else uuid4().hex
     clear_log_context()
     bind_log_context(request_id=g.request_id)
+
+
+def _refuse_repeats() -> None:
+    """A parameter that is given twice means one of two things, and nobody can tell which."""
+    if request.url_rule is None or request.url_rule.rule not in _WITH_PARAMETERS:
+        return
+    for name, values in request.args.lists():
+        if len(values) > 1:
+            raise invalid(name, "given more than once")
 
 
 def _parse_json() -> None:

@@ -56,6 +56,7 @@ ACCESS: tuple[tuple[str, Access], ...] = (
     ("/api/v1/metrics", _any_of("read")),
     ("/api/v1/keys*", _any_of("admin")),
     ("/api/v1/dead-letters*", _any_of("admin")),
+    ("/api/v1/replays", _any_of("admin")),
 )
 
 

@@ -66,7 +66,7 @@ def replay_dead_letter(path: JobPath) -> Response:
 
 
 @dead_letters.post(
-    "/dead-letters/replay",
+    "/replays",
     summary="Replay dead letters by filter",
     responses={202: with_headers(ReplayView), **problems(400, 413, 415, 422, 500, 503)},
 )

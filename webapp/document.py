@@ -78,6 +78,7 @@ def complete(app: OpenAPI, auth: str, requires_key: bool) -> None:
     app.generate_spec_json()
     app.spec_json["components"].pop("securitySchemes", None)
     _drop_foreign_errors(app)
+    _say_what_is_too_long(app)
     ask = app.spec_json["paths"]["/api/v1/query"]["post"]
     ask["parameters"] = [
         {"name": name, "in": "header", "description": text, "schema": {"type": "string"}}
@@ -94,6 +95,15 @@ def complete(app: OpenAPI, auth: str, requires_key: bool) -> None:
     elif auth == "auto":
         for operation, _ in _guarded(app):
             _add_problems(operation, 403)
+
+
+def _say_what_is_too_long(app: OpenAPI) -> None:
+    """gunicorn refuses a long request line by itself, with a page of its own."""
+    page = {"description": "The address is too long", "content": {"text/html": {"schema": {"type": "string"}}}}
+    for operations in app.spec_json["paths"].values():
+        for operation in operations.values():
+            if any(parameter["in"] in ("query", "path") for parameter in operation.get("parameters", ())):
+                operation["responses"]["414"] = page
 
 
 def _drop_foreign_errors(app: OpenAPI) -> None:
