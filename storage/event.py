@@ -74,6 +74,8 @@ def _expand_ended(entry: Mapping[str, bytes], rows: Rows) -> None:
     job_id, at, facts = entry["job"].decode(), _time(entry["at"]), orjson.loads(entry["facts"])
     tries = [{**a, "number": n} for n, a in enumerate(orjson.loads(entry["attempts"]), 1)]
     status = entry["status"].decode()
+    if status == "cancelled":
+        facts["error_code"] = "cancelled"  # and not how its last call ended
     callers = orjson.loads(entry["callers"])
     payer, life = entry.get("payer", entry["job"]).decode(), int(entry.get("replays", 0))
     for asked in callers:

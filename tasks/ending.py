@@ -4,19 +4,19 @@ import logging
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from routing.errors import AllTargetsFailed, NoTargets, RouterError
+from routing.errors import AllTargetsFailed, CallAborted, NoTargets, RouterError
 from storage.ledger import Ending
 
 log = logging.getLogger(__name__)
 
-CALLERS_FAULTS = {"provider_query_rejected", "provider_prompt_too_long", "provider_aborted"}
+CALLERS_FAULTS = {"provider_query_rejected", "provider_prompt_too_long"}
 """Codes of failures that a replay would only repeat: these are no dead letters."""
 
 
-def late_ending(tier: str, routing: Mapping[str, Any]) -> Ending:
-    """The ending of a job whose deadline passed before any worker could take it."""
+def late_ending(tier: str, routing: Mapping[str, Any], tries: Sequence[dict[str, Any]] = ()) -> Ending:
+    """The ending of a job whose deadline passed before it had an answer."""
     detail = "The deadline passed before the query could be answered. Allow more time, or add workers for this tier."
-    return _ending("expired", "expired", detail, facts_of(tier, routing, "expired"))
+    return _ending("expired", "expired", detail, facts_of(tier, routing, "expired", tries), tries=tries)
 
 
 def dead_ending(tier: str, runs: int, routing: Mapping[str, Any]) -> Ending:
@@ -31,10 +31,16 @@ def cancelled_ending(tier: str, routing: Mapping[str, Any]) -> Ending:
 
 
 def failed_ending(error: RouterError, tier: str, routing: Mapping[str, Any]) -> Ending:
-    """The ending of a job that no target answered."""
+    """The ending of a job that no target answered.
+
+    A run is aborted where its job was taken over or cancelled, and then the ledger has the last word; or where the
+    ledger holds it for overdue.
+    """
     tries = [a.as_dict() for a in error.attempts] if isinstance(error, AllTargetsFailed) else []
     code, retry_after = error.code, None
     if isinstance(error, AllTargetsFailed):
+        if isinstance(error.last, CallAborted):
+            return late_ending(tier, routing, tries)
         code, retry_after = f"provider_{error.last.code}", error.last.retry_after
     if isinstance(error, NoTargets):
         log.error("job.no_provider")

@@ -54,9 +54,9 @@ def test_a_running_job_is_told_to_its_worker_and_ends_when_that_has_stopped(ledg
     assert known(ledger, "j1").status == "running"
     assert not ledger.renew("j1", "token")  # what a worker that missed the word learns it by
 
-    assert ledger.finish("j1", "token", Ending("failed", FACTS, [{"outcome": "aborted"}], is_dead_letter=True))
+    assert ledger.finish("j1", "token", Ending("expired", FACTS, [{"outcome": "aborted"}], error={"code": "expired"}))
     job = known(ledger, "j1")
-    assert (job.status, job.attempts[0]["outcome"]) == ("cancelled", "aborted")
+    assert (job.status, job.error, job.attempts[0]["outcome"]) == ("cancelled", None, "aborted")
 
 
 def test_an_answer_that_came_before_the_abort_is_paid_kept_and_not_shown(ledger: Ledger, redis: Redis) -> None:

@@ -1,6 +1,6 @@
 """What a job's ending puts on its key's account."""
 
-from routing.errors import AllTargetsFailed, TargetTimedOut
+from routing.errors import AllTargetsFailed, CallAborted, TargetTimedOut
 from routing.query import Attempt, Target, Usage
 from tasks.ending import charges, failed_ending
 
@@ -24,3 +24,10 @@ def test_an_attempt_recorded_before_its_tokens_were_guessed_is_charged_for_what_
     del old["possible_tokens"]
 
     assert charges([old])["charge_tokens"] == 7
+
+
+def test_a_run_that_was_aborted_for_being_overdue_has_expired() -> None:
+    error = AllTargetsFailed([Attempt("groq", "m", 1, 5.0, "aborted")], CallAborted(Target("groq", "m"), "unwanted"))
+
+    ending = failed_ending(error, "simple", {"score": 0, "words": 1})
+    assert (ending.status, ending.is_dead_letter, len(ending.attempts)) == ("expired", False, 1)

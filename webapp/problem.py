@@ -54,7 +54,6 @@ PROBLEMS: Mapping[str, tuple[int, str]] = {
     "provider_timed_out": (504, "The providers took too long"),
     "provider_prompt_too_long": (413, "The query is too long for every model"),
     "provider_query_rejected": (422, "The provider refused the query"),
-    "provider_aborted": (409, "Another run took the query over"),
     "no_provider": (503, "No provider is configured"),
     "expired": (504, "The deadline passed"),
     "dead": (502, "The query failed every time it was tried"),

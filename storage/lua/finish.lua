@@ -15,7 +15,7 @@ if current ~= 'running' then return 2 end
 if #ARGV > 17 then redis.call('RPUSH', attempts, unpack(ARGV, 18)) end
 if ARGV[9] ~= '' then redis.call('SET', ARGV[9], answer, 'PX', ARGV[10]) end
 if cancel_at then status = 'cancelled' end  -- whatever became of its last call; what that cost stays on record
-end_job({id = id, keys = KEYS, now = now, status = status, answer = answer, problem = ARGV[6], facts = ARGV[7],
+end_job({id = id, keys = KEYS, now = now, status = status, answer = answer, problem = cancel_at and '' or ARGV[6], facts = ARGV[7],
   keep = ARGV[8], grace = ARGV[11], wake_ups = ARGV[12], usd = ARGV[13], tokens = ARGV[14],
   dead = not cancel_at and ARGV[15] == '1' and {most = tonumber(ARGV[16]), keep = ARGV[17]}})
 return 1

@@ -65,6 +65,8 @@ def test_cancelling_a_running_job_closes_the_providers_connection(stack: Stack) 
     job = stack.poll(job_id)
     assert (job["status"], job["result"], job["attempts"][-1]["outcome"]) == ("cancelled", None, "aborted")
     eventually(lambda: stack.rows("SELECT 1 FROM queries WHERE id = :i AND status = 'cancelled'", i=job_id))
+    [query] = stack.rows("SELECT error_code FROM queries WHERE id = :i", i=job_id)
+    assert query.error_code == "cancelled"
     [row] = stack.rows("SELECT billing, cost_usd, possible_cost_usd FROM attempts WHERE job_id = :i", i=job_id)
     assert (row.billing, row.cost_usd) == ("unknown", 0)
     assert row.possible_cost_usd > 0
