@@ -3,6 +3,8 @@
 from dataclasses import dataclass
 from typing import Any, Literal
 
+import orjson
+
 from storage.quota import Quota
 
 INTERACTIVE, BATCH = 0, 9  # Celery's priorities on Redis: 0 is served first
@@ -103,3 +105,29 @@ class Job:
     @property
     def is_open(self) -> bool:
         return self.status in OPEN_STATUSES
+
+
+def read_job(job_id: str, leader: str | None, fields: dict[bytes, bytes], attempts: list[bytes]) -> Job:
+    """A job out of the fields of its hash and the JSON of its attempts."""
+    payload = orjson.loads(fields.get(b"payload", b"{}"))  # of a job that was given up there is none left
+    error = fields.get(b"error")
+    return Job(
+        id=job_id,
+        leader=leader,
+        status="cancelled" if b"left_at" in fields else fields[b"status"].decode(),
+        tier=fields[b"tier"].decode(),
+        tenant=fields[b"tenant"].decode(),
+        created_at=int(fields[b"created_at"]),
+        deadline_at=int(fields[b"deadline_at"]),
+        payload=payload,
+        started_at=int(fields[b"started_at"]) if b"started_at" in fields else None,
+        ended_at=int(fields[b"ended_at"]) if b"ended_at" in fields else None,
+        answer=fields.get(b"answer") or None,
+        error=orjson.loads(error) if error else None,
+        attempts=[{**orjson.loads(a), "number": n} for n, a in enumerate(attempts, 1)],
+        priority=int(fields.get(b"priority", 0)),
+        payer=fields[b"payer"].decode() if b"payer" in fields else None,
+        replays=int(fields.get(b"replays", 0)),
+        is_cancelling=b"cancel_at" in fields,
+        is_hit=b"is_hit" in fields,
+    )

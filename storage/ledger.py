@@ -8,7 +8,7 @@ import orjson
 
 from storage.answer import answer_key
 from storage.connection import RedisClient, load_script, server_ms
-from storage.job import Acceptance, Claim, Draft, Job, Verdict
+from storage.job import Acceptance, Claim, Draft, Job, Verdict, read_job
 from storage.name import (
     CANCELLED,
     DEAD_TENANTS,
@@ -287,7 +287,7 @@ class Ledger:
         if b"status" not in fields:
             return None
         attempts = self.client.lrange(attempts_key(leader.decode() if leader else job_id), 0, -1)
-        return _job_view(job_id, leader.decode() if leader else None, fields, attempts)
+        return read_job(job_id, leader.decode() if leader else None, fields, attempts)
 
     @staticmethod
     def _ending_keys(job_id: str) -> list[str]:
@@ -303,28 +303,3 @@ def _acceptance(kind: Any, value: bytes, needs_message: int = 0) -> Acceptance:
     if kind in ("leader", "follower", "withdrawn"):
         return Acceptance(kind, job_id=value.decode(), needs_message=bool(needs_message))
     return Acceptance(kind, number=int(value))
-
-
-def _job_view(job_id: str, leader: str | None, fields: dict[bytes, bytes], attempts: list[bytes]) -> Job:
-    payload = orjson.loads(fields.get(b"payload", b"{}"))  # of a job that was given up there is none left
-    error = fields.get(b"error")
-    return Job(
-        id=job_id,
-        leader=leader,
-        status="cancelled" if b"left_at" in fields else fields[b"status"].decode(),
-        tier=fields[b"tier"].decode(),
-        tenant=fields[b"tenant"].decode(),
-        created_at=int(fields[b"created_at"]),
-        deadline_at=int(fields[b"deadline_at"]),
-        payload=payload,
-        started_at=int(fields[b"started_at"]) if b"started_at" in fields else None,
-        ended_at=int(fields[b"ended_at"]) if b"ended_at" in fields else None,
-        answer=fields.get(b"answer") or None,
-        error=orjson.loads(error) if error else None,
-        attempts=[{**orjson.loads(a), "number": n} for n, a in enumerate(attempts, 1)],
-        priority=int(fields.get(b"priority", 0)),
-        payer=fields[b"payer"].decode() if b"payer" in fields else None,
-        replays=int(fields.get(b"replays", 0)),
-        is_cancelling=b"cancel_at" in fields,
-        is_hit=b"is_hit" in fields,
-    )
