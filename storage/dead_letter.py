@@ -40,14 +40,15 @@ class DeadLetters:
         job = self._ledger.job(job_id)
         if job is None or not Filter(tenant=tenant).fits(job):
             return None
-        return job if self._client.zscore(dead_key(job.tenant), job_id) is not None else None
+        is_listed = self._client.zscore(dead_key(job.tenant), job_id) is not None
+        return job if is_listed and not job.is_open else None
 
     def find(self, wanted: Filter, at_most: int) -> list[Job]:
         lists = [self._newest_first(tenant, wanted.before) for tenant in self._tenants(wanted.tenant)]
         found = []
         for _, job_id in merge(*lists, reverse=True):
             job = self._ledger.job(job_id)
-            if job and wanted.fits(job):
+            if job and not job.is_open and wanted.fits(job):  # it may have been replayed since it was listed
                 found.append(job)
             if len(found) >= at_most:
                 break

@@ -125,3 +125,11 @@ def test_a_letter_is_kept_for_its_time(ledger: Ledger, redis: Redis) -> None:
 
     for name in ("aqr:job:j1", "aqr:callers:j1", "aqr:attempts:j1", "aqr:dead:t"):
         assert LIMITS.keep_ms < redis.pttl(name) <= LIMITS.keep_dead_ms
+
+
+def test_what_is_replayed_between_two_looks_is_none_any_more(ledger: Ledger, redis: Redis) -> None:
+    bury(ledger, "j1")
+    redis.hset("aqr:job:j1", "status", "queued")  # the list was read just before
+
+    assert DeadLetters(ledger).find(Filter(), 10) == []
+    assert DeadLetters(ledger).get("j1") is None
