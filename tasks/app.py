@@ -10,6 +10,7 @@ from routing.tier import TIERS
 from storage.job import BATCH, INTERACTIVE
 
 ANSWER_QUERY = "answer_query"
+PRIORITY_SEPARATOR = ":"  # between a queue and its priority, in the names of its lists
 
 _SETTINGS: dict[str, Any] = {
     "result_backend": None,
@@ -26,37 +27,23 @@ _SETTINGS: dict[str, Any] = {
     "task_queues": [Queue(tier.queue) for tier in TIERS.values()],
     "task_serializer": "json",
     "accept_content": ["json"],
-    "task_publish_retry_policy": {
-        "max_retries": 1,
-        "interval_start": 0.05,
-        "interval_step": 0.1,
-        "interval_max": 0.2,
-    },
     "broker_connection_retry_on_startup": True,
     "broker_connection_max_retries": None,
-    "broker_pool_limit": 32,
-    "broker_pool_acquire_timeout": 2.0,
 }
 _TRANSPORT: dict[str, Any] = {
+    "socket_timeout": 10,
+    "socket_connect_timeout": 2,
     "socket_keepalive": True,
     "health_check_interval": 15,
     "visibility_timeout": 3600,  # nothing waits for an acknowledgement; a backstop only
     "priority_steps": [INTERACTIVE, BATCH],
-    "sep": ":",
+    "sep": PRIORITY_SEPARATOR,
     "queue_order_strategy": "priority",
 }
 
 
-def build_celery(settings: Settings, *, is_web: bool = False) -> Celery:
-    """A Celery app on the ledger's Redis. A web process gives up on the broker in about a second, a worker waits."""
-    app = Celery("ai-query-router", set_as_current=not is_web)
-    timeouts = {"socket_timeout": 0.5, "socket_connect_timeout": 0.25} if is_web else _WORKER_TIMEOUTS
-    app.conf.update(
-        _SETTINGS,
-        broker_url=settings.ledger_url,
-        broker_transport_options={**_TRANSPORT, **timeouts},
-    )
+def build_celery(settings: Settings) -> Celery:
+    """The worker's Celery app, on the ledger's Redis."""
+    app = Celery("ai-query-router")
+    app.conf.update(_SETTINGS, broker_url=settings.ledger_url, broker_transport_options=_TRANSPORT)
     return app
-
-
-_WORKER_TIMEOUTS = {"socket_timeout": 10, "socket_connect_timeout": 2}

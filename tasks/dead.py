@@ -5,7 +5,6 @@ import sys
 from collections.abc import Callable
 from datetime import UTC, datetime
 
-from kombu.exceptions import OperationalError
 from redis import RedisError
 
 from config import Settings, load_settings
@@ -14,7 +13,6 @@ from storage.connection import patient_client
 from storage.dead_letter import DeadLetters, Filter
 from storage.job import Job
 from storage.ledger import Ledger
-from tasks.app import build_celery
 from tasks.build import build_ledger
 from tasks.dispatch import Dispatcher
 
@@ -67,7 +65,7 @@ def _list(asked: argparse.Namespace, ledger: Ledger, _: Settings) -> int:
 
 
 def _replay(asked: argparse.Namespace, ledger: Ledger, settings: Settings) -> int:
-    dispatcher, deadline_ms = Dispatcher(build_celery(settings)), int(settings.job_deadline_seconds * 1000)
+    dispatcher, deadline_ms = Dispatcher(ledger.client), int(settings.job_deadline_seconds * 1000)
 
     def replay(job: Job) -> bool:
         replayed = ledger.replay(job.id, deadline_ms)
@@ -75,7 +73,7 @@ def _replay(asked: argparse.Namespace, ledger: Ledger, settings: Settings) -> in
             return False
         try:
             dispatcher.ring(job.id, *replayed, run=job.replays + 1)
-        except OperationalError:
+        except RedisError:
             sys.stderr.write(f"{job.id}: no message could be sent; a worker's reaper will send it\n")
         return True
 

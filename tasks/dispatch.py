@@ -1,8 +1,15 @@
-"""Ringing the doorbell: a message on a tier's queue for every job that waits in it."""
+"""Ringing the doorbell: a Celery message on a tier's queue for every job that waits in it."""
 
-from celery import Celery
+import base64
+import secrets
 
-from tasks.app import ANSWER_QUERY
+import orjson
+
+from storage.connection import RedisClient
+from storage.job import INTERACTIVE
+from tasks.app import ANSWER_QUERY, PRIORITY_SEPARATOR
+
+_EMBED = {"callbacks": None, "errbacks": None, "chain": None, "chord": None}
 
 
 class Dispatcher:
@@ -10,16 +17,44 @@ class Dispatcher:
     reaper, one too many finds nobody waiting.
     """
 
-    def __init__(self, app: Celery) -> None:
-        self._app = app
+    def __init__(self, client: RedisClient) -> None:
+        self._client = client
 
     def ring(self, job_id: str, tier: str, priority: int, run: int = 0) -> None:
-        """Raises kombu's OperationalError where the broker cannot be reached."""
-        self._app.send_task(
-            ANSWER_QUERY,
-            args=[job_id, tier],
-            task_id=f"{job_id}:{run + 1}",
-            queue=tier,
-            priority=priority,
-            ignore_result=True,
-        )
+        """Redis errors pass through."""
+        self._client.execute_command(*ring_command(job_id, tier, priority, run))
+
+
+def ring_command(job_id: str, tier: str, priority: int, run: int = 0) -> tuple[str, str, bytes]:
+    """The Redis command that rings.
+
+    What Celery itself would send: its message protocol 2 in the envelope of kombu's Redis transport, at a fifth of the
+    work, and without its connections; a test holds the two together.
+    """
+    queue = tier if priority == INTERACTIVE else f"{tier}{PRIORITY_SEPARATOR}{priority}"
+    return "LPUSH", queue, _message(f"{job_id}:{run + 1}", job_id, tier, priority)
+
+
+def _message(task_id: str, job_id: str, tier: str, priority: int) -> bytes:
+    headers = {
+        "lang": "py",
+        "task": ANSWER_QUERY,
+        "id": task_id,
+        "root_id": task_id,
+        "argsrepr": f"['{job_id}', '{tier}']",
+        "kwargsrepr": "{}",
+        "origin": "router",
+        "retries": 0,
+        "ignore_result": True,
+    }
+    properties = {
+        "correlation_id": task_id,
+        "delivery_tag": secrets.token_hex(16),
+        "delivery_mode": 2,
+        "delivery_info": {"exchange": "", "routing_key": tier},
+        "priority": priority,
+        "body_encoding": "base64",
+    }
+    body = base64.b64encode(orjson.dumps(([job_id, tier], {}, _EMBED))).decode()
+    message = {"body": body, "content-encoding": "utf-8", "content-type": "application/json"}
+    return orjson.dumps(message | {"headers": headers, "properties": properties})

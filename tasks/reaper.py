@@ -3,7 +3,7 @@
 import logging
 from uuid import uuid4
 
-from kombu.exceptions import OperationalError
+from redis import RedisError
 
 from storage.job import Verdict
 from storage.ledger import Ledger
@@ -49,7 +49,7 @@ class Reaper:
         log.warning("job.requeued", extra={"job_id": verdict.job_id, "tier": verdict.tier, "run": verdict.run})
         try:
             self._dispatcher.ring(verdict.job_id, verdict.tier, verdict.priority, verdict.run)
-        except OperationalError:
+        except RedisError:
             # The job stays due: the next round rings again.
             log.warning("job.ring_failed", extra={"job_id": verdict.job_id})
 

@@ -21,7 +21,6 @@ from storage.event import rows_of
 from storage.presence import Presence
 from storage.record import write
 from storage.usage import Entry, UsageStream
-from tasks.app import build_celery
 from tasks.build import build_ledger
 from tasks.dispatch import Dispatcher
 from tasks.periodic import Periodic
@@ -112,7 +111,7 @@ class RecorderProcess:
         self._stopped = threading.Event()
         self._purge = Purge(self._engine, client, periods_of(settings), self._stopped)
         # A reaper here too: while a tier has no worker its jobs still end at their deadlines.
-        self._reaper = Reaper(build_ledger(settings, client), Dispatcher(build_celery(settings)), self._presence)
+        self._reaper = Reaper(build_ledger(settings, client), Dispatcher(client), self._presence)
         self._loops = [
             Periodic("report", REPORT_S, self._report),
             Periodic("purge", PERIOD_S, self._purge.run),

@@ -54,7 +54,7 @@ class Worker:
             worker=self.name,
             pool_size=settings.simple_worker_threads + settings.medium_worker_threads + settings.complex_worker_threads,
         )
-        self._reaper = Reaper(ledger, Dispatcher(app), self._presence)
+        self._reaper = Reaper(ledger, Dispatcher(client), self._presence)
         self._cancelled = StreamFollower(
             blocking_client(settings.ledger_url, BLOCK_MS / 1000),
             CANCELLED,

@@ -5,7 +5,6 @@ import threading
 from dataclasses import replace
 
 import pytest
-from kombu.exceptions import OperationalError
 from redis import Redis
 from redis.exceptions import ConnectionError as RedisConnectionError
 
@@ -29,7 +28,7 @@ class Doorbell:
 
     def ring(self, job_id: str, tier: str, priority: int, run: int = 0) -> None:
         if self.is_broken:
-            raise OperationalError("away")
+            raise RedisConnectionError("away")
         self.rung.append((job_id, tier, priority, run))
 
 

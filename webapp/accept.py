@@ -5,7 +5,6 @@ from contextlib import suppress
 from dataclasses import dataclass, replace
 
 import orjson
-from kombu.exceptions import OperationalError
 from redis import RedisError
 
 from routing.fingerprint import fingerprint
@@ -126,7 +125,7 @@ def _ring(ask: Ask, draft: Draft, parts: Services, needs_message: bool) -> Outco
         return _wait(ask, CACHE_HEADERS[ask.cache_mode], parts)
     try:
         parts.dispatcher.ring(draft.id, draft.tier, draft.priority)
-    except OperationalError as error:
+    except RedisError as error:
         may_answer = _why_not_inline(ask) is None and parts.inline.has_room()
         if may_answer and parts.withdrawals.withdraw(draft.id):
             return _answer_taken_back(draft, ask, parts, error)

@@ -5,7 +5,6 @@ from typing import Any
 
 from flask import Response
 from flask_openapi3 import APIBlueprint, Tag
-from kombu.exceptions import OperationalError
 from redis import RedisError
 
 from storage.dead_letter import Filter
@@ -117,7 +116,7 @@ def _replay(job: Job) -> bool:
     replayed = parts.ledger.replay(job.id, int(parts.settings.job_deadline_seconds * 1000))
     if replayed is None:
         return False
-    with suppress(OperationalError):  # then the reaper rings for it
+    with suppress(RedisError):  # then the reaper rings for it
         parts.dispatcher.ring(job.id, *replayed, run=job.replays + 1)
     return True
 

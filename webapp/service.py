@@ -19,7 +19,6 @@ from storage.idempotency import Idempotency
 from storage.ledger import Ledger
 from storage.line import Lines
 from storage.presence import Presence
-from tasks.app import build_celery
 from tasks.build import build_admission, build_answerer, build_ledger, build_tiers
 from tasks.dispatch import Dispatcher
 from webapp.inline import AlwaysHeld, Inline
@@ -82,7 +81,7 @@ def build_services(settings: Settings) -> Services:
         dead_letters=DeadLetters(ledger),
         idempotency=Idempotency(client, settings.idempotency_ttl_seconds),
         cache=cache,
-        dispatcher=Dispatcher(build_celery(settings, is_web=True)),
+        dispatcher=Dispatcher(client),
         waiter=Waiter(ledger, listener, settings.max_waiters, settings.max_streams),
         withdrawals=Withdrawals(ledger),
         inline=Inline(answerer, engine, settings.max_inline_answers),

@@ -288,7 +288,7 @@ def test_a_worker_takes_json_only_and_stays_up(watch: Watch, tmp_path: Path, ser
     pid = stack.supervisor.pid("worker-simple")
     pickle.loads(pickle.dumps(Bomb(mark)))
     mark.rmdir()  # so it does go off where it may
-    app = build_celery(Settings(redis_url=stack.env["REDIS_URL"]), is_web=True)
+    app = build_celery(Settings(redis_url=stack.env["REDIS_URL"]))
     content: Any = Bomb(mark) if serializer == "pickle" else "x"
     with app.connection_for_write() as connection:
         app.send_task(ANSWER_QUERY, args=[content], queue="simple", serializer=serializer, connection=connection)
