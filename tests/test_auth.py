@@ -21,7 +21,8 @@ from storage.database import build_engine
 from tests.conftest import Clock, migrate
 from tests.test_api_key import facts
 from webapp import create_app
-from webapp.auth import ACCESS, ANYONE, Caller, Door, access_of
+from webapp.auth import ACCESS, Door, access_of
+from webapp.caller import ANYONE, Caller
 from webapp.key_cache import MAX_AWAY_S, KeyCache
 
 JOB = "/api/v1/jobs/x"

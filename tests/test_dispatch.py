@@ -13,7 +13,7 @@ from storage.job import BATCH, INTERACTIVE
 from tasks.app import ANSWER_QUERY, build_celery
 from tasks.dispatch import Dispatcher
 
-# What Celery may leave out, and reads as absent (celery.app.amqp.AMQP.as_task_v2): all None, empty or the sender's name.
+# What Celery may leave out, and reads as absent (as_task_v2 in celery/app/amqp.py): None, empty, or who sent it.
 OPTIONAL = {
     "shadow",
     "eta",

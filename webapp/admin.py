@@ -11,7 +11,8 @@ from flask_openapi3 import APIBlueprint, Tag
 from sqlalchemy.exc import SQLAlchemyError
 
 from storage.api_key import OPERATOR_TENANT, ApiKey, KeyEnded, KeyFacts, KeyLimits
-from webapp.auth import Caller, caller, door
+from webapp.auth import caller, door
+from webapp.caller import Caller
 from webapp.document import problems, with_headers
 from webapp.key_schema import KeyBody, KeyListView, KeyPath, KeysQuery, KeyView, NewKeyView, RotateBody
 from webapp.problem import Problem, invalid, problem_response

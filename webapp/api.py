@@ -5,22 +5,21 @@ import time
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
-from flask import Response, g
+from flask import Response, g, request
 from flask_openapi3 import APIBlueprint, Tag
 from redis import RedisError
 from sqlalchemy.exc import SQLAlchemyError
 
-from clock import now_ms
 from routing.classifier import classify
 from routing.tier import TIER_NAMES
-from storage.answer import Answer
 from storage.metric import measure
 from tasks.answer import BASELINE_TIER
-from webapp.accept import Outcome, accept
-from webapp.ask import Ask, check_length, read_ask
+from webapp.accept import accept
+from webapp.ask import Envelope, check_length, read_ask
 from webapp.auth import caller
 from webapp.document import problems, with_headers
 from webapp.problem import Problem
+from webapp.reply import reply_to
 from webapp.schema import (
     ClassifyBody,
     ClassifyView,
@@ -31,10 +30,9 @@ from webapp.schema import (
     QueryBody,
 )
 from webapp.service import services
-from webapp.view import answer_body, job_body, json_response, lost_sight_body, poll_after
+from webapp.view import json_response
 
 _measuring = threading.BoundedSemaphore(4)  # statistics read many rows: a few at a time in a process
-REPEATED = {"Idempotency-Replayed": "true"}
 
 api = APIBlueprint("api", __name__, url_prefix="/api/v1", abp_tags=[Tag(name="queries")])
 
@@ -51,19 +49,17 @@ api = APIBlueprint("api", __name__, url_prefix="/api/v1", abp_tags=[Tag(name="qu
 def ask_query(body: QueryBody) -> Response:
     """Answers with the cheapest model that is good enough, or with 202 and a job when it takes longer than the wait."""
     parts = services()
-    ask = read_ask(body)
+    ask = read_ask(body, Envelope(request.headers, caller(), g.request_id), parts)
     outcome = accept(ask, parts)
-    if outcome.answer is None:
-        return _accepted(ask.id, outcome)
-    parts.meter.count_query(outcome.answer.tier, outcome.cache)
-    return _answered(ask, outcome.answer, outcome)
+    reply = reply_to(ask, outcome, parts, time.perf_counter() - g.started)
+    return Response(reply.body, reply.status, reply.headers, mimetype=reply.media_type)
 
 
 @api.post("/classify", summary="Dry run", responses={200: ClassifyView, **problems(400, 413, 415, 422, 500)})
 def classify_query(body: ClassifyBody) -> Response:
     """Which tier the query would go to, the signals that say so, and the targets in order. Calls no provider."""
     parts = services()
-    check_length(body.query)
+    check_length(body.query, parts.settings)
     judged = classify(body.query, parts.thresholds)
     signals = [
         {
@@ -122,36 +118,3 @@ def _queues() -> dict[str, Any]:
         }
     except RedisError:
         return {"queues": None, "recorder": None, "unrecorded_hits": None}
-
-
-def _answered(ask: Ask, answer: Answer, outcome: Outcome) -> Response:
-    latency_ms = (time.perf_counter() - g.started) * 1000
-    body = answer_body(
-        answer,
-        query_id=ask.id,
-        query=ask.query.text,
-        latency_ms=latency_ms,
-        is_cached=outcome.cache == "HIT",
-        cost_usd=answer.cost_usd if outcome.is_paid else 0.0,
-    )
-    headers = {"X-Cache": outcome.cache, "Server-Timing": f"total;dur={latency_ms:.2f}"}
-    if outcome.cache == "HIT":
-        headers["Age"] = str(max(0, now_ms() - answer.stored_at) // 1000)
-    if outcome.is_repeat:
-        headers |= REPEATED
-    if outcome.is_degraded:
-        headers["X-Router-Degraded"] = "redis"
-    return json_response(body, headers=headers)
-
-
-def _accepted(job_id: str, outcome: Outcome) -> Response:
-    parts = services()
-    try:
-        job = outcome.job or parts.ledger.job(job_id)
-        body = job_body(job, parts) if job else lost_sight_body(job_id)
-    except RedisError:
-        body = lost_sight_body(job_id)
-    headers = {"Location": body["links"]["self"], "Retry-After": poll_after(body), "X-Cache": outcome.cache}
-    if outcome.is_repeat:
-        headers |= REPEATED
-    return json_response(body, 202, headers)

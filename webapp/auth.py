@@ -1,9 +1,8 @@
-"""Who may ask: the caller behind an API key, and what each route demands of it."""
+"""Who may do what: what each route demands of its caller."""
 
 import logging
 from contextlib import suppress
 from dataclasses import dataclass
-from datetime import datetime
 from functools import lru_cache
 
 from flask import Flask, current_app, g, request
@@ -11,8 +10,9 @@ from redis import RedisError
 
 from config import LOOPBACK, Settings
 from logs import bind_log_context
-from storage.api_key import OPERATOR_TENANT, SCOPES, ApiKey, KeyLimits, KeyStore, is_secret_of, split_key
-from webapp.key_cache import KeyCache, KeysUnavailable
+from storage.api_key import KeyStore
+from webapp.caller import ANYONE, Caller, identify, refuse_strangers
+from webapp.key_cache import KeyCache
 from webapp.problem import Problem
 from webapp.refusal import over_rate
 from webapp.service import Services, services
@@ -36,7 +36,6 @@ def _any_of(*scopes: str, is_for_operators: bool = False) -> Access:
     return Access(frozenset(scopes), is_for_operators)
 
 
-PROXY_HEADERS = ("Forwarded", "X-Forwarded-For", "X-Forwarded-Host", "X-Real-Ip")
 COUNTED_LATER = ("api.ask_query",)  # with the look into the cache, in one round trip
 OPEN = Access()
 # Every route, as Flask writes it; a row that ends in * is for all routes that begin so. The first row that fits counts.
@@ -67,41 +66,6 @@ def access_of(rule: str) -> Access | None:
         if rule == pattern or (pattern.endswith("*") and rule.startswith(pattern[:-1])):
             return access
     return None
-
-
-@dataclass(frozen=True, slots=True)
-class Caller:
-    """On whose behalf a request is made. No `tiers` means all. An operator sees all tenants."""
-
-    tenant: str
-    key_id: str
-    scopes: frozenset[str]
-    tiers: frozenset[str] = frozenset()
-    limits: KeyLimits = KeyLimits()
-    is_operator: bool = False
-    expires_at: datetime | None = None
-
-    def may_use(self, tier: str) -> bool:
-        return not self.tiers or tier in self.tiers
-
-    def may_see(self, tenant: str) -> bool:
-        """Whether what belongs to the tenant exists for this caller."""
-        return self.is_operator or tenant == self.tenant
-
-    @property
-    def rate(self) -> tuple[str, int] | None:
-        """The key's id and its requests per minute, where it has such a limit."""
-        limit = self.limits.requests_per_minute
-        return (self.key_id, limit) if limit else None
-
-    @property
-    def visible_tenant(self) -> str | None:
-        """The only tenant whose things this caller sees; None = all of them."""
-        return None if self.is_operator else self.tenant
-
-
-# Whoever reaches a server that asks for no key.
-ANYONE = Caller("default", key_id="", scopes=frozenset(SCOPES), is_operator=True)
 
 
 @dataclass(frozen=True, slots=True)
@@ -148,17 +112,18 @@ def _check_caller() -> None:
     if access is not None and access.is_open:
         return
     if not door().requires_key:
-        _refuse_strangers()
+        refuse_strangers(request.host, request.headers, services().settings)
         g.caller = ANYONE
         return
-    g.caller = _identify()
+    g.caller = identify(request.headers, door().cache.find, door().store.now())
     bind_log_context(tenant=g.caller.tenant, key_id=g.caller.key_id)
-    _check_scope(access, g.caller)
+    check_scope(access, g.caller)
     if request.endpoint not in COUNTED_LATER:
         _count_request(g.caller)
 
 
-def _check_scope(access: Access | None, who: Caller) -> None:
+def check_scope(access: Access | None, who: Caller) -> None:
+    """Raises Problem where the caller may not do what the route is for."""
     if access is None or not access.scopes & who.scopes:
         needed = " or ".join(f"`{scope}`" for scope in sorted(access.scopes)) if access else "that no key has"
         raise Problem("forbidden", f"This needs a key with the scope {needed}.")
@@ -172,58 +137,3 @@ def _count_request(who: Caller) -> None:
         with suppress(RedisError):
             if wait_ms := services().ledger.count_request(rate):
                 raise over_rate(wait_ms)
-
-
-def _refuse_strangers() -> None:
-    """With AUTH=auto only this machine is trusted: not whoever comes through a proxy on it, or a page that names it."""
-    if services().settings.auth != "auto":
-        return
-    name = request.host.rsplit(":", 1)[0] if not request.host.endswith("]") else request.host
-    if name.strip("[]") not in LOOPBACK or any(header in request.headers for header in PROXY_HEADERS):
-        detail = "AUTH=auto asks for no key on this machine alone, and this came from elsewhere: set AUTH=on."
-        raise Problem("forbidden", detail)
-
-
-def _identify() -> Caller:
-    """The caller by its key. Raises Problem, the same for every key that does not count."""
-    parts = split_key(_given())
-    if parts is None:
-        raise _refused("malformed")
-    key_id, secret = parts
-    try:
-        key = door().cache.find(key_id)
-    except KeysUnavailable:
-        detail = "Keys live in the database, which is away, and this one has not been seen lately."
-        raise Problem("database_unavailable", detail, retry_after=5) from None
-    if not is_secret_of(key, secret) or key is None:
-        raise _refused("wrong", key_id)
-    if (state := key.state(door().store.now())) != "live":
-        raise _refused(state, key_id)
-    return _caller_of(key)
-
-
-def _given() -> str:
-    """The key as sent. `X-Api-Key` comes first: a proxy in between may have its own use for `Authorization`."""
-    if key := request.headers.get("X-Api-Key"):
-        return key
-    scheme, _, key = request.headers.get("Authorization", "").partition(" ")
-    return key.strip(" ") if scheme.lower() == "bearer" else ""
-
-
-def _refused(reason: str, key_id: str | None = None) -> Problem:
-    """Only the log says why: an answer that did would help those who guess."""
-    log.info("auth.refused", extra={"reason": reason, "key_id": key_id})
-    detail = "Send a valid API key: `Authorization: Bearer <key>`, or `X-Api-Key: <key>`."
-    return Problem("unauthorized", detail)
-
-
-def _caller_of(key: ApiKey) -> Caller:
-    return Caller(
-        tenant=key.tenant,
-        key_id=key.id,
-        scopes=key.scopes,
-        tiers=key.tiers,
-        limits=key.limits,
-        is_operator=key.tenant == OPERATOR_TENANT,
-        expires_at=key.expires_at,
-    )

@@ -110,6 +110,14 @@ class Problem(Exception):
     def status(self) -> int:
         return PROBLEMS[self.code][0]
 
+    @property
+    def headers(self) -> dict[str, str]:
+        """Headers that the status calls for."""
+        headers = {"WWW-Authenticate": "Bearer"} if self.status == 401 else {}
+        if self.retry_after is not None:
+            headers["Retry-After"] = str(math.ceil(self.retry_after))
+        return headers
+
     def as_dict(self, instance: str) -> dict[str, Any]:
         body: dict[str, Any] = {
             "type": TYPE_PREFIX + self.code,
@@ -133,12 +141,7 @@ def invalid(field: str, message: str) -> Problem:
 
 def problem_response(problem: Problem) -> Response:
     body = orjson.dumps(problem.as_dict(g.get("request_id", "")))
-    response = Response(body, status=problem.status, mimetype=MEDIA_TYPE)
-    if problem.status == 401:
-        response.headers["WWW-Authenticate"] = "Bearer"
-    if problem.retry_after is not None:
-        response.headers["Retry-After"] = str(math.ceil(problem.retry_after))
-    return response
+    return Response(body, status=problem.status, mimetype=MEDIA_TYPE, headers=problem.headers)
 
 
 def from_validation(error: ValidationError) -> Response:
