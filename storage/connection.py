@@ -1,5 +1,6 @@
 """Redis clients for our three ways of using it, and the loader of the Lua scripts."""
 
+from collections.abc import Sequence
 from functools import cache
 from importlib.resources import files
 from typing import Any, TypeAlias
@@ -12,6 +13,7 @@ from redis.retry import Retry
 
 # redis-py's stubs cannot say that our replies are bytes (all are `bytes | str`), so its clients go untyped by name.
 RedisClient: TypeAlias = Any
+Command: TypeAlias = tuple[Any, ...]  # a Redis command and its arguments
 
 HOT_TIMEOUT_S = 0.25
 PATIENT_TIMEOUT_S = 5.0
@@ -59,6 +61,11 @@ def load_script(client: RedisClient, name: str, *shared: str) -> Script:
     flags = "" if name in REFUSED_WHEN_FULL else "#!lua flags=allow-oom\n"
     script: Script = client.register_script(flags + "".join(map(_source, ("prelude", *shared, name))))
     return script
+
+
+def script_command(script: Script, keys: Sequence[Any], args: Sequence[Any]) -> Command:
+    """The command that runs a loaded script, for connections that are not redis-py's."""
+    return ("EVALSHA", script.sha, len(keys), *keys, *args)
 
 
 def server_ms(client: RedisClient) -> int:

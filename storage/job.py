@@ -107,6 +107,23 @@ class Job:
         return self.status in OPEN_STATUSES
 
 
+@dataclass(frozen=True, slots=True)
+class Glance:
+    """As much of a job as its caller needs while it waits."""
+
+    status: str
+    answer: bytes | None = None
+    payer: str | None = None
+
+    @property
+    def is_open(self) -> bool:
+        return self.status in OPEN_STATUSES
+
+    @property
+    def is_answered(self) -> bool:
+        return self.status == "completed" and self.answer is not None
+
+
 def read_job(job_id: str, leader: str | None, fields: dict[bytes, bytes], attempts: list[bytes]) -> Job:
     """A job out of the fields of its hash and the JSON of its attempts."""
     payload = orjson.loads(fields.get(b"payload", b"{}"))  # of a job that was given up there is none left

@@ -7,8 +7,8 @@ from typing import Any
 import orjson
 
 from storage.answer import answer_key
-from storage.connection import RedisClient, load_script, server_ms
-from storage.job import Acceptance, Claim, Draft, Job, Verdict, read_job
+from storage.connection import Command, RedisClient, load_script, script_command, server_ms
+from storage.job import Acceptance, Claim, Draft, Glance, Job, Verdict, read_job
 from storage.name import (
     CANCELLED,
     DEAD_TENANTS,
@@ -24,6 +24,8 @@ from storage.name import (
     withdrawn_key,
 )
 from storage.quota import nano
+
+Arguments = tuple[list[str], list[Any]]  # of a script: its KEYS and ARGV
 
 JOB_PARTS = ("line", "spend", "ending")  # Lua that the scripts about jobs share
 FLIGHT_GRACE_MS = 2_000  # how long a finished job still answers queries that missed the cache just before
@@ -107,12 +109,15 @@ class Ledger:
 
         `rate` is the API key's id and its requests per minute, where it has a limit: over that, the ms to wait.
         """
-        kind, *rest = self._scripts["find"](
-            keys=[answer_key(fingerprint), USAGE, UNRECORDED_HITS],
-            args=[self._clock(), caller, self.limits.max_unrecorded_events, *(rate or ("", ""))],
-        )
-        found: bytes | int | None = rest[0] if kind != b"miss" else None
-        return found
+        return read_found(self._scripts["find"](*self._finding(fingerprint, caller, rate)))
+
+    def find_command(self, fingerprint: str, caller: bytes, rate: tuple[str, int] | None = None) -> Command:
+        """What `find` sends; `read_found` reads the reply."""
+        return script_command(self._scripts["find"], *self._finding(fingerprint, caller, rate))
+
+    def _finding(self, fingerprint: str, caller: bytes, rate: tuple[str, int] | None) -> Arguments:
+        keys = [answer_key(fingerprint), USAGE, UNRECORDED_HITS]
+        return keys, [self._clock(), caller, self.limits.max_unrecorded_events, *(rate or ("", ""))]
 
     def count_request(self, rate: tuple[str, int]) -> int | None:
         """Count a request that looks no answer up; ms to wait where the key has had its requests of the minute."""
@@ -121,9 +126,14 @@ class Ledger:
 
     def record_hit(self, caller: bytes, answer: bytes) -> None:
         """Record the use of an answer that came from a cache of its own."""
-        self._scripts["record_hit"](
-            keys=[USAGE, UNRECORDED_HITS], args=[caller, self.limits.max_unrecorded_events, answer]
-        )
+        self._scripts["record_hit"](*self._recording(caller, answer))
+
+    def record_hit_command(self, caller: bytes, answer: bytes) -> Command:
+        """What `record_hit` sends."""
+        return script_command(self._scripts["record_hit"], *self._recording(caller, answer))
+
+    def _recording(self, caller: bytes, answer: bytes) -> Arguments:
+        return [USAGE, UNRECORDED_HITS], [caller, self.limits.max_unrecorded_events, answer]
 
     def unrecorded_hits(self) -> int:
         """Hits that were answered but could not be recorded, since Redis was last emptied."""
@@ -131,6 +141,13 @@ class Ledger:
 
     def accept(self, draft: Draft) -> Acceptance:
         """Enter a query: as leader of a new job, follower of the same query in flight, hit, or refused."""
+        return read_acceptance(self._scripts["accept"](*self._accepting(draft)))
+
+    def accept_command(self, draft: Draft) -> Command:
+        """What `accept` sends; `read_acceptance` reads the reply."""
+        return script_command(self._scripts["accept"], *self._accepting(draft))
+
+    def _accepting(self, draft: Draft) -> Arguments:
         limits, flight = self.limits, flight_key(draft.tenant, draft.fingerprint)
         bounds = {
             "queue": limits.max_queue_depth,
@@ -138,36 +155,25 @@ class Ledger:
             "callers": limits.max_callers_per_job,
             "usage": limits.max_unrecorded_events,
         }
-        kind, *found = self._scripts["accept"](
-            keys=[
-                job_key(draft.id),
-                callers_key(draft.id),
-                flight,
-                DUE,
-                USAGE,
-                UNRECORDED_HITS,
-                withdrawn_key(draft.id),
-            ],
-            args=[
-                self._clock(),
-                draft.id,
-                int(draft.coalesce),
-                orjson.dumps(bounds),
-                draft.deadline_ms + FLIGHT_MARGIN_MS,
-                limits.republish_ms,
-                draft.deadline_ms,
-                "" if draft.start_by_ms is None else draft.start_by_ms,
-                limits.keep_ms,
-                draft.caller,
-                draft.tenant,
-                draft.quota.encode() if draft.quota else b"",
-                draft.payload,
-                draft.priority,
-                draft.tier,
-                draft.text,
-            ],
-        )
-        return _acceptance(kind.decode(), *found)
+        job, callers, mark = job_key(draft.id), callers_key(draft.id), withdrawn_key(draft.id)
+        return [job, callers, flight, DUE, USAGE, UNRECORDED_HITS, mark], [
+            self._clock(),
+            draft.id,
+            int(draft.coalesce),
+            orjson.dumps(bounds),
+            draft.deadline_ms + FLIGHT_MARGIN_MS,
+            limits.republish_ms,
+            draft.deadline_ms,
+            "" if draft.start_by_ms is None else draft.start_by_ms,
+            limits.keep_ms,
+            draft.caller,
+            draft.tenant,
+            draft.quota.encode() if draft.quota else b"",
+            draft.payload,
+            draft.priority,
+            draft.tier,
+            draft.text,
+        ]
 
     def withdraw(self, job_id: str) -> bool:
         """Undo an accept, also one that is still on its way; False where the job has run, or others have joined it."""
@@ -290,11 +296,34 @@ class Ledger:
         return read_job(job_id, leader.decode() if leader else None, fields, attempts)
 
     @staticmethod
+    def glance_command(job_id: str, *, is_leader: bool = False) -> Command:
+        """Asks for what `read_glance` reads. That a leader's own caller has left is not its followers' affair."""
+        return ("HMGET", job_key(job_id), "status", "answer", "payer", "" if is_leader else "left_at")
+
+    @staticmethod
     def _ending_keys(job_id: str) -> list[str]:
         return [job_key(job_id), callers_key(job_id), attempts_key(job_id), DUE, USAGE, DONE, DEAD_TENANTS]
 
     def _clock(self) -> int | str:
         return self._now_ms() if self._now_ms else ""
+
+
+def read_found(reply: list[Any]) -> bytes | int | None:
+    """The answer; ms to wait where the key is over its limit; None where there is no answer."""
+    found: bytes | int | None = reply[1] if reply[0] != b"miss" else None
+    return found
+
+
+def read_glance(reply: list[bytes | None]) -> Glance | None:
+    """None where there is no such job, or only a name for its leader."""
+    status, answer, payer, left_at = reply
+    if left_at:
+        return Glance("cancelled")
+    return Glance(status.decode(), answer or None, payer.decode() if payer else None) if status else None
+
+
+def read_acceptance(reply: list[Any]) -> Acceptance:
+    return _acceptance(reply[0].decode(), *reply[1:])
 
 
 def _acceptance(kind: Any, value: bytes, needs_message: int = 0) -> Acceptance:

@@ -33,35 +33,55 @@ class Outcome:
     is_repeat: bool = False
 
 
+def answer_key_of(ask: Ask, parts: Services) -> str:
+    """Under which its answer is cached, and its flight known."""
+    tenant = SHARED if parts.settings.share_cache else ask.caller.tenant
+    return owned(tenant, fingerprint(ask.query, tenant=tenant, policy=parts.policy))
+
+
+def hit_facts(ask: Ask) -> bytes:
+    """What the record of a hit needs to know of its caller; JSON."""
+    text = {"text": ask.query.text} if ask.is_text_recorded else {}
+    return orjson.dumps(caller_facts(ask) | {"cache": "HIT"} | text)
+
+
 def accept(ask: Ask, parts: Services) -> Outcome:
     """Answer the query now, or take it in as a job. Raises Problem where neither can be."""
     if ask.is_idempotent and (outcome := _repeat(ask, parts)):
         return outcome
-    tenant = SHARED if parts.settings.share_cache else ask.caller.tenant
-    key = owned(tenant, fingerprint(ask.query, tenant=tenant, policy=parts.policy))
+    key = answer_key_of(ask, parts)
     try:
         if found := _find(ask, key, parts):
             if ask.is_idempotent:
                 parts.ledger.keep_hit(make_draft(ask, key, parts), found)
             return Outcome("HIT", answer=Answer.decode(found))
     except RedisError as error:
-        return _answer_inline(make_draft(ask, key, parts), ask, parts, error)
+        return answer_inline(make_draft(ask, key, parts), ask, parts, error)
+    return _enter(ask, draft_of_miss(ask, key, parts), parts)
+
+
+def draft_of_miss(ask: Ask, key: str, parts: Services) -> Draft:
+    """What becomes of a query that is not in the cache. Raises Problem where that is nothing."""
     if ask.cache_mode == "only":
         raise Problem("not_cached", "The answer is not in the cache, and cache.mode is `only`.")
-    return _enter(ask, make_draft(ask, key, parts), parts)
+    return make_draft(ask, key, parts)
 
 
 def _enter(ask: Ask, draft: Draft, parts: Services) -> Outcome:
     try:
         accepted = parts.ledger.accept(draft)
     except RedisError as error:
-        # Redis may have taken the job in all the same, only too late to say so.
-        if ask.is_idempotent:  # then it stands: who asks again with the key finds it
-            raise Problem("redis_unavailable", NO_KEYS_NOW, retry_after=1) from None
-        if parts.withdrawals.withdraw(draft.id):
-            return _answer_taken_back(draft, ask, parts, error)
-        return _wait(ask, CACHE_HEADERS[ask.cache_mode], parts)
+        return after_lost_entry(ask, draft, parts, error)
     return _follow_up(ask, draft, accepted, parts)
+
+
+def after_lost_entry(ask: Ask, draft: Draft, parts: Services, error: Exception) -> Outcome:
+    """Redis has not said whether it took the job in: it may have, only too late to say so."""
+    if ask.is_idempotent:  # then it stands: who asks again with the key finds it
+        raise Problem("redis_unavailable", NO_KEYS_NOW, retry_after=1) from None
+    if parts.withdrawals.withdraw(draft.id):
+        return _answer_taken_back(draft, ask, parts, error)
+    return _wait(ask, CACHE_HEADERS[ask.cache_mode], parts)
 
 
 def _repeat(ask: Ask, parts: Services) -> Outcome | None:
@@ -83,9 +103,7 @@ def _find(ask: Ask, key: str, parts: Services) -> bytes | None:
     """The cached answer. The request is counted and a hit recorded with the look-up, or right after it where the
     cache is apart.
     """
-    rate = ask.caller.rate
-    text = {"text": ask.query.text} if ask.is_text_recorded else {}
-    caller = orjson.dumps(caller_facts(ask) | {"cache": "HIT"} | text)
+    rate, caller = ask.caller.rate, hit_facts(ask)
     if parts.cache is None and ask.may_read_cache:
         found = parts.ledger.find(key, caller, rate)
         if isinstance(found, int):
@@ -114,22 +132,25 @@ def _follow_up(ask: Ask, draft: Draft, accepted: Acceptance, parts: Services) ->
             return _wait(ask, "COALESCED", parts, leader=accepted.job_id)
         case "leader":
             return _ring(ask, draft, parts, accepted.needs_message)
-        case "withdrawn":
-            raise Problem("redis_unavailable", "Redis was too late for this query; ask again.", retry_after=1)
         case _:
             raise refused(draft, accepted, parts)
 
 
 def _ring(ask: Ask, draft: Draft, parts: Services, needs_message: bool) -> Outcome:
-    if not needs_message:
-        return _wait(ask, CACHE_HEADERS[ask.cache_mode], parts)
-    try:
-        parts.dispatcher.ring(draft.id, draft.tier, draft.priority)
-    except RedisError as error:
-        may_answer = _why_not_inline(ask) is None and parts.inline.has_room()
-        if may_answer and parts.withdrawals.withdraw(draft.id):
-            return _answer_taken_back(draft, ask, parts, error)
-        # The job stands, and the reaper rings for it.
+    if needs_message:
+        try:
+            parts.dispatcher.ring(draft.id, draft.tier, draft.priority)
+        except RedisError as error:
+            return after_lost_message(ask, draft, parts, error)
+    return _wait(ask, CACHE_HEADERS[ask.cache_mode], parts)
+
+
+def after_lost_message(ask: Ask, draft: Draft, parts: Services, error: Exception) -> Outcome:
+    """The job was taken in, but nobody may have been told so."""
+    may_answer = _why_not_inline(ask) is None and parts.inline.has_room()
+    if may_answer and parts.withdrawals.withdraw(draft.id):
+        return _answer_taken_back(draft, ask, parts, error)
+    # The job stands, and the reaper rings for it.
     return _wait(ask, CACHE_HEADERS[ask.cache_mode], parts)
 
 
@@ -140,6 +161,11 @@ def _wait(ask: Ask, cache: str, parts: Services, leader: str | None = None) -> O
         job = parts.waiter.wait(ask.id, ask.wait_s, leader)
     except RedisError:
         return Outcome(cache)
+    return outcome_of(job, ask, cache)
+
+
+def outcome_of(job: Job | None, ask: Ask, cache: str) -> Outcome:
+    """What a job comes to for one of its callers, as it is now. Raises Problem where it ended without an answer."""
     if job is None:
         detail = "The query was accepted, but Redis has lost it since. Ask again."
         raise Problem("redis_unavailable", detail, retry_after=1)
@@ -155,7 +181,7 @@ def _wait(ask: Ask, cache: str, parts: Services, leader: str | None = None) -> O
 def _answer_taken_back(draft: Draft, ask: Ask, parts: Services, error: Exception) -> Outcome:
     """Answer here what Redis may have announced as accepted; where that cannot be, it has to end in the record."""
     try:
-        return _answer_inline(draft, ask, parts, error)
+        return answer_inline(draft, ask, parts, error)
     except NotTaken as refusal:
         parts.inline.record_refusal(draft, refusal)
         raise
@@ -172,7 +198,8 @@ def _why_not_inline(ask: Ask) -> str | None:
     return None
 
 
-def _answer_inline(draft: Draft, ask: Ask, parts: Services, error: Exception) -> Outcome:
+def answer_inline(draft: Draft, ask: Ask, parts: Services, error: Exception) -> Outcome:
+    """Answer in this process, without Redis. Raises Problem where that cannot be, or no provider answers."""
     if refusal := _why_not_inline(ask):
         raise NotTaken("redis_unavailable", refusal, retry_after=1)
     log.warning("query.degraded", extra={"error": type(error).__name__})

@@ -32,6 +32,8 @@ def refused(
     draft: Draft, accepted: Acceptance, parts: Services, uniform: Callable[[float, float], float] = random.uniform
 ) -> Problem:
     """The problem that answers a refusal of the ledger. `uniform` is chance."""
+    if accepted.kind == "withdrawn":
+        return Problem("redis_unavailable", "Redis was too late for this query; ask again.", retry_after=1)
     if accepted.kind == "backlog":
         detail = f"{accepted.number} events wait to be recorded. Is the recorder running, and its database reachable?"
         return Problem("recording_backlog", detail, retry_after=5)
