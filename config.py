@@ -16,6 +16,7 @@ Seconds = Annotated[float, Field(gt=0)]
 Count = Annotated[int, Field(ge=1)]
 Port = Annotated[int, Field(ge=1, le=65535)]
 
+SPARE_THREADS = 8  # of a web process: for what neither waits nor streams
 LOOPBACK = ("127.0.0.1", "::1", "localhost")
 
 
@@ -88,7 +89,7 @@ class Settings(BaseSettings):
     port: Port = 8000
     web_processes: Count = 2
     web_threads: Annotated[int, Field(ge=8)] = 128
-    max_waiters: Count = 96
+    max_waiters: Count = 1_000
     max_streams: Count = 24
     max_inline_answers: Count = 8
     max_query_chars: Count = 32_000
@@ -185,9 +186,10 @@ class Settings(BaseSettings):
     def _fit_together(self) -> Self:
         if self.simple_query_max_words >= self.medium_query_max_words:
             raise ValueError("SIMPLE_QUERY_MAX_WORDS must be less than MEDIUM_QUERY_MAX_WORDS")
-        if self.max_waiters + self.max_streams >= self.web_threads:
-            detail = "MAX_WAITERS and MAX_STREAMS together must be less than WEB_THREADS"
-            raise ValueError(f"{detail}, or waiting requests would starve cache hits")
+        if self.max_streams + SPARE_THREADS >= self.web_threads:
+            raise ValueError(
+                f"MAX_STREAMS must be less than WEB_THREADS - {SPARE_THREADS}: other requests need threads"
+            )
         if self.sync_wait_seconds > self.max_wait_seconds:
             raise ValueError("SYNC_WAIT_SECONDS must not exceed MAX_WAIT_SECONDS")
         if self.job_deadline_seconds > self.max_deadline_seconds:
@@ -240,6 +242,11 @@ class Settings(BaseSettings):
         """What the operator says that one key of the provider may do; None where it is to be learned."""
         limit: int | None = getattr(self, f"{provider}_requests_per_minute", None)
         return limit
+
+    @property
+    def max_waiting_threads(self) -> int:
+        """Most threads of a web process that may wait for answers."""
+        return min(self.max_waiters, self.web_threads - self.max_streams - SPARE_THREADS)
 
     @property
     def requires_key(self) -> bool:

@@ -34,11 +34,11 @@ _settings = load_settings()
 
 _host = f"[{_settings.host}]" if ":" in _settings.host else _settings.host
 bind = f"{_host}:{_settings.port}"
-worker_class = "gthread"
+worker_class = "webapp.server.RouterWorker"
 workers = _settings.web_processes
 threads = _settings.web_threads
-worker_connections = 1000
-backlog = 1024
+worker_connections = 4096
+backlog = 2048
 
 timeout = 60
 graceful_timeout = 75  # more than the longest wait for an answer (MAX_WAIT_SECONDS)

@@ -1,11 +1,8 @@
 """The HTTP API: `gunicorn "webapp:create_app()"`."""
 
 import json
-import logging
-import re
 import time
 from typing import Any
-from uuid import uuid4
 
 import orjson
 from flask import Flask, Response, current_app, g, request
@@ -14,6 +11,7 @@ from werkzeug.exceptions import RequestEntityTooLarge
 
 from config import Settings, load_settings
 from logs import bind_log_context, clear_log_context, configure_logging
+from webapp.access_log import end_request, request_id_of
 from webapp.admin import admin
 from webapp.api import api
 from webapp.auth import guard
@@ -25,13 +23,9 @@ from webapp.operation import operation
 from webapp.problem import Problem, ProblemDetails, from_validation, invalid, register_problems
 from webapp.service import attach, build_services, services
 
-log = logging.getLogger(__name__)
-
 VERSION = "0.1.0"
-_SANE_REQUEST_ID = re.compile(r"[A-Za-z0-9._:-]{1,64}")
 _BODILESS = {"/api/v1/jobs/<string:id>/cancel", "/api/v1/dead-letters/<string:id>/replay"}
 _WITH_PARAMETERS = {"/api/v1/metrics", "/api/v1/keys", "/api/v1/dead-letters"}
-_QUIET_ROUTES = {"/livez", "/readyz", "/metrics", "/health"}
 
 
 def create_app(settings: Settings | None = None) -> Flask:
@@ -72,8 +66,7 @@ def create_app(settings: Settings | None = None) -> Flask:
 
 def _begin() -> None:
     g.started = time.perf_counter()
-    given = request.headers.get("X-Request-Id", "")
-    g.request_id = given if _SANE_REQUEST_ID.fullmatch(given) else uuid4().hex
+    g.request_id = request_id_of(request.headers)
     clear_log_context()
     bind_log_context(request_id=g.request_id)
 
@@ -121,19 +114,8 @@ def _refuse_constant(name: str) -> None:
 
 
 def _end(response: Response) -> Response:
-    seconds = time.perf_counter() - g.started
     response.headers["X-Request-Id"] = g.request_id
     route = request.url_rule.rule if request.url_rule else "unknown"
-    services().meter.count_request(route, request.method, response.status_code, seconds)
-    level = logging.DEBUG if route in _QUIET_ROUTES else logging.INFO
-    log.log(
-        level,
-        "request.ended",
-        extra={
-            "route": route,
-            "method": request.method,
-            "status": response.status_code,
-            "ms": round(seconds * 1000, 2),
-        },
-    )
+    seconds = time.perf_counter() - g.started
+    end_request(services().meter, route, request.method, response.status_code, seconds)
     return response

@@ -11,7 +11,7 @@ from redis import RedisError
 from config import LOOPBACK, Settings
 from logs import bind_log_context
 from storage.api_key import KeyStore
-from webapp.caller import ANYONE, Caller, identify, refuse_strangers
+from webapp.caller import ANYONE, Caller, KeyRefused, identify, refuse_strangers
 from webapp.key_cache import KeyCache
 from webapp.problem import Problem
 from webapp.refusal import over_rate
@@ -115,7 +115,11 @@ def _check_caller() -> None:
         refuse_strangers(request.host, request.headers, services().settings)
         g.caller = ANYONE
         return
-    g.caller = identify(request.headers, door().cache.find, door().store.now())
+    try:
+        g.caller = identify(request.headers, door().cache.find, door().store.now())
+    except KeyRefused as refusal:
+        log.info("auth.refused", extra={"reason": refusal.reason, "key_id": refusal.key_id})
+        raise
     bind_log_context(tenant=g.caller.tenant, key_id=g.caller.key_id)
     check_scope(access, g.caller)
     if request.endpoint not in COUNTED_LATER:

@@ -1,6 +1,5 @@
 """Who asks: the caller behind an API key, told by a request's headers alone."""
 
-import logging
 from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import datetime
@@ -10,8 +9,6 @@ from config import LOOPBACK, Settings
 from storage.api_key import OPERATOR_TENANT, SCOPES, ApiKey, KeyLimits, is_secret_of, split_key
 from webapp.key_cache import KeysUnavailable
 from webapp.problem import Problem
-
-log = logging.getLogger(__name__)
 
 PROXY_HEADERS = ("forwarded", "x-forwarded-for", "x-forwarded-host", "x-real-ip")
 
@@ -57,14 +54,22 @@ class Caller:
 ANYONE = Caller("default", key_id="", scopes=frozenset(SCOPES), is_operator=True)
 
 
+class KeyRefused(Problem):
+    """No valid key. Only the log may say why: an answer that did would help those who guess."""
+
+    def __init__(self, reason: str, key_id: str | None = None) -> None:
+        super().__init__("unauthorized", "Send a valid API key: `Authorization: Bearer <key>`, or `X-Api-Key: <key>`.")
+        self.reason, self.key_id = reason, key_id
+
+
 def identify(headers: Headers, find: Callable[[str], ApiKey | None], now: datetime) -> Caller:
     """The caller by its key. `find` may raise KeysUnavailable.
 
-    Raises Problem, the same for every key that does not count.
+    Raises KeyRefused, which reads the same for every key that does not count, and Problem where nobody can tell.
     """
     parts = split_key(_given(headers))
     if parts is None:
-        raise _refused("malformed")
+        raise KeyRefused("malformed")
     key_id, secret = parts
     try:
         key = find(key_id)
@@ -72,9 +77,9 @@ def identify(headers: Headers, find: Callable[[str], ApiKey | None], now: dateti
         detail = "Keys live in the database, which is away, and this one has not been seen lately."
         raise Problem("database_unavailable", detail, retry_after=5) from None
     if not is_secret_of(key, secret) or key is None:
-        raise _refused("wrong", key_id)
+        raise KeyRefused("wrong", key_id)
     if (state := key.state(now)) != "live":
-        raise _refused(state, key_id)
+        raise KeyRefused(state, key_id)
     return _caller_of(key)
 
 
@@ -94,13 +99,6 @@ def _given(headers: Headers) -> str:
         return key
     scheme, _, key = (headers.get("authorization") or "").partition(" ")
     return key.strip(" ") if scheme.lower() == "bearer" else ""
-
-
-def _refused(reason: str, key_id: str | None = None) -> Problem:
-    """Only the log says why: an answer that did would help those who guess."""
-    log.info("auth.refused", extra={"reason": reason, "key_id": key_id})
-    detail = "Send a valid API key: `Authorization: Bearer <key>`, or `X-Api-Key: <key>`."
-    return Problem("unauthorized", detail)
 
 
 def _caller_of(key: ApiKey) -> Caller:

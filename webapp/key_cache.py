@@ -63,6 +63,14 @@ class KeyCache:
             return self._make_do(known, now)
         return self._refresh(key_id, known, now) if known else self._ask_in_turn(key_id, now)
 
+    def known(self, key_id: str) -> ApiKey:
+        """The key where it was looked up in time; never asks the database. Raises LookupError."""
+        with self._lock:
+            known = self._known[key_id]
+        if self._monotonic() - known.checked_at >= self._fresh_s:
+            raise LookupError(key_id)
+        return known.key
+
     def forget(self, key_id: str) -> None:
         """Look the key up again at its next use: it has just been changed here."""
         with self._lock:

@@ -82,7 +82,7 @@ def build_services(settings: Settings) -> Services:
         idempotency=Idempotency(client, settings.idempotency_ttl_seconds),
         cache=cache,
         dispatcher=Dispatcher(client),
-        waiter=Waiter(ledger, listener, settings.max_waiters, settings.max_streams),
+        waiter=Waiter(ledger, listener, settings.max_waiting_threads, settings.max_streams),
         withdrawals=Withdrawals(ledger),
         inline=Inline(answerer, engine, settings.max_inline_answers),
         presence=Presence(client),

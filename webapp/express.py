@@ -1,0 +1,340 @@
+"""POST /api/v1/query on the server's event loop: the steps of `webapp.accept`, but no thread waits for any of them.
+
+Whatever is not plain (`webapp.wire`) or comes while Redis is away is left to the application and its threads.
+"""
+
+import logging
+import time
+from collections.abc import Callable
+from typing import Any, Protocol
+
+import orjson
+from flask import Flask
+from pydantic import ValidationError
+from redis import RedisError
+
+from logs import log_context
+from storage.answer import Answer, answer_key
+from storage.connection import blocking_client, hot_client
+from storage.job import Draft
+from storage.ledger import Ledger, read_acceptance, read_found, read_glance
+from storage.name import DONE
+from tasks.dispatch import ring_command
+from webapp.accept import (
+    Outcome,
+    after_lost_entry,
+    after_lost_message,
+    answer_key_of,
+    draft_of_miss,
+    hit_facts,
+    outcome_of,
+)
+from webapp.access_log import end_request, request_id_of
+from webapp.ask import Ask, Envelope, read_ask
+from webapp.auth import Door, access_of, check_scope
+from webapp.caller import ANYONE, Caller, identify, refuse_strangers
+from webapp.draining import is_draining
+from webapp.errand import Errand, Waits
+from webapp.feed import Feed
+from webapp.link import Loop, RedisLink
+from webapp.problem import Problem
+from webapp.refusal import over_rate, refused
+from webapp.reply import Reply, reply_to, reply_with
+from webapp.schema import QueryBody
+from webapp.service import Services
+from webapp.wire import read_request, write_reply
+
+log = logging.getLogger(__name__)
+
+ROUTE = "/api/v1/query"
+IDLE_S = 1.0
+LINK_LIMIT_S = 0.25  # as for the other requests: a query is better answered without Redis than late
+LOOK_S = 1.0  # a wake-up that got lost costs at most this
+SWEEP_S = 0.05  # how often waits are looked through for those that are over
+UNEXPECTED = "An unexpected error; it is in the log under this request's id. Nothing that was accepted is lost."
+
+
+class Server(Loop, Protocol):
+    """The event loop and its connections."""
+
+    def respond(self, connection: Any, data: bytes) -> None:
+        """Send a reply, and be ready for the connection's next request."""
+
+    def hand_over(self, connection: Any, data: bytes) -> None:
+        """Let the application answer a request of which `data` was read."""
+
+    @property
+    def is_closing(self) -> bool: ...
+
+
+class Express:
+    """Takes whole requests off connections, and has the server answer them."""
+
+    def __init__(self, app: Flask, server: Server) -> None:
+        self._parts: Services = app.extensions["services"]
+        self._door: Door = app.extensions["door"]
+        self._server = server
+        settings = self._parts.settings
+        self._link = RedisLink(hot_client(settings.ledger_url), server, LINK_LIMIT_S)
+        has_own_cache = self._parts.cache is not None
+        self._cache = RedisLink(hot_client(settings.cache_url), server, LINK_LIMIT_S) if has_own_cache else None
+        self._feed = Feed(blocking_client, settings.ledger_url, DONE, server, self._job_ended)
+        self._access = access_of(ROUTE)
+        self._waits = Waits()
+        self._sweep_at = 0.0
+
+    @property
+    def patience_s(self) -> float:
+        """How long the loop may sleep at most."""
+        if self._waits.count:
+            return SWEEP_S
+        return LINK_LIMIT_S if not self._is_open or self._link.is_busy else IDLE_S
+
+    @property
+    def _is_open(self) -> bool:
+        has_cache = self._cache is None or self._cache.is_up
+        return self._link.is_up and has_cache and self._feed.is_up and not self._server.is_closing
+
+    def tend(self) -> None:
+        """To be called after every round of the loop."""
+        now = time.monotonic()
+        if now >= self._sweep_at:
+            self._sweep_at = now + SWEEP_S
+            self._sweep(now)
+        for link in (self._link, self._cache, self._feed):
+            if link:
+                link.flush()
+                link.tend()
+
+    def take(self, connection: Any, data: bytes) -> Errand | None:
+        """Begin to answer the request that is `data`; None where it is one for the application."""
+        started = time.perf_counter()
+        request = read_request(data) if self._is_open else None
+        if request is None or len(request[1]) > self._parts.settings.max_body_bytes:
+            return None
+        headers, body = request
+        try:
+            caller = self._caller(headers)
+            query = QueryBody.model_validate(orjson.loads(body))
+            ask = read_ask(query, Envelope(headers, caller, request_id_of(headers)), self._parts)
+        except (LookupError, Problem, ValidationError, orjson.JSONDecodeError):
+            return None
+        errand = Errand(connection, data, started, ask, answer_key_of(ask, self._parts))
+        return errand if self._begin(errand) else None
+
+    def abandon(self, errand: Errand) -> None:
+        """The caller is gone. Its job goes on: it may come back and poll."""
+        self._close(errand)
+        end_request(self._parts.meter, ROUTE, "POST", 499, time.perf_counter() - errand.started, **_who(errand.ask))
+
+    def _caller(self, headers: dict[str, str]) -> Caller:
+        """Raises Problem, and LookupError where only the database knows the key."""
+        if not self._door.requires_key:
+            refuse_strangers(headers["host"], headers, self._parts.settings)
+            return ANYONE
+        caller = identify(headers, self._door.cache.known, self._door.store.now())
+        check_scope(self._access, caller)
+        return caller
+
+    def _begin(self, errand: Errand) -> bool:
+        """Look the answer up, where it may be looked up in one go."""
+        ask = errand.ask
+        if not ask.may_read_cache or (self._cache and ask.caller.rate):
+            return False
+        if self._cache:
+            self._cache.ask(("GET", answer_key(errand.key)), self._step(errand, self._looked_up))
+        else:
+            command = self._parts.ledger.find_command(errand.key, hit_facts(ask), ask.caller.rate)
+            self._link.ask(command, self._step(errand, self._found))
+        return True
+
+    def _looked_up(self, errand: Errand, found: Any) -> None:
+        """The cache that is apart has said what it has."""
+        if not isinstance(found, bytes):
+            return self._enter(errand)  # a lost cache is a miss
+        ledger, facts = self._parts.ledger, hit_facts(errand.ask)
+
+        def recorded(errand: Errand, reply: Any) -> None:
+            outcome = Outcome("HIT", answer=Answer.decode(found))
+            if isinstance(reply, RedisError):
+                self._apart(errand, lambda: _recorded_late(outcome, ledger, facts, found))
+            else:
+                self._answer(errand, outcome)
+
+        self._link.ask(ledger.record_hit_command(facts, found), self._step(errand, recorded))
+
+    def _found(self, errand: Errand, reply: Any) -> None:
+        if isinstance(reply, RedisError):
+            return self._hand_over(errand)
+        found = read_found(reply)
+        if isinstance(found, int):
+            raise over_rate(found)
+        if found is None:
+            return self._enter(errand)
+        self._answer(errand, Outcome("HIT", answer=Answer.decode(found)))
+
+    def _enter(self, errand: Errand) -> None:
+        errand.draft = draft_of_miss(errand.ask, errand.key, self._parts)
+        # Before Redis can know of it: its end may be heard of before its beginning.
+        self._waits.add(errand.ask.id, errand)
+        self._link.ask(self._parts.ledger.accept_command(errand.draft), self._step(errand, self._entered))
+
+    def _entered(self, errand: Errand, reply: Any) -> None:
+        draft, ask, parts = errand.draft, errand.ask, self._parts
+        assert draft  # noqa: S101 - `_enter` made it
+        if isinstance(reply, RedisError):
+            if str(reply).startswith("NOSCRIPT"):  # a Redis that was emptied: nothing has happened yet
+                return self._hand_over(errand)
+            return self._apart(errand, lambda: after_lost_entry(ask, draft, parts, reply))
+        accepted = read_acceptance(reply)
+        match accepted.kind:
+            case "hit":
+                self._answer(errand, Outcome("HIT", answer=Answer.decode(accepted.answer or b"")))
+            case "follower":
+                self._waits.remove(ask.id, errand)
+                errand.leader = accepted.job_id or ""
+                self._waits.add(errand.leader, errand)
+                self._wait(errand, is_done=True)
+            case "leader":
+                if accepted.needs_message:
+                    self._link.ask(ring_command(draft.id, draft.tier, draft.priority), self._step(errand, self._rung))
+                self._wait(errand, is_done=errand.is_done)
+            case _:
+                self._apart(errand, lambda: _refuse(draft, accepted, parts))
+
+    def _rung(self, errand: Errand, reply: Any) -> None:
+        draft, ask = errand.draft, errand.ask
+        if isinstance(reply, RedisError) and draft:
+            self._apart(errand, lambda: after_lost_message(ask, draft, self._parts, reply))
+
+    def _wait(self, errand: Errand, *, is_done: bool) -> None:
+        errand.is_entered = True
+        if errand.ask.wait_s <= 0 or self._waits.count > self._parts.settings.max_waiters:
+            return self._apart(errand, lambda: Outcome(errand.cache))
+        now = time.monotonic()
+        errand.until, errand.look_at = now + errand.ask.wait_s, now + LOOK_S
+        if is_done:
+            self._look(errand)
+
+    def _job_ended(self, job_id: str) -> None:
+        for errand in self._waits.by_job.get(job_id, ()):
+            errand.is_done = True
+            if errand.is_entered:
+                self._look(errand)
+
+    def _look(self, errand: Errand) -> None:
+        glance = self._parts.ledger.glance_command
+        if errand.leader:
+            self._link.ask(glance(errand.ask.id), self._step(errand, self._looked_at_own))
+            self._link.ask(glance(errand.leader, is_leader=True), self._step(errand, self._looked))
+        else:
+            self._link.ask(glance(errand.ask.id), self._step(errand, self._looked))
+
+    def _looked_at_own(self, errand: Errand, reply: Any) -> None:
+        """A follower's own entry says no more than whether it has left."""
+        if not isinstance(reply, RedisError) and read_glance(reply):
+            self._conclude(errand)
+
+    def _looked(self, errand: Errand, reply: Any) -> None:
+        if isinstance(reply, RedisError):
+            return  # it is looked at again
+        glance = read_glance(reply)
+        if glance and glance.is_answered:
+            answer = Answer.decode(glance.answer or b"")
+            self._answer(errand, Outcome(errand.cache, answer=answer, is_paid=glance.payer == errand.ask.id))
+        elif not glance or not glance.is_open:
+            self._conclude(errand)
+
+    def _sweep(self, now: float) -> None:
+        for errand in [errand for waiting in self._waits.by_job.values() for errand in waiting if errand.is_entered]:
+            if now >= errand.until or is_draining():
+                self._conclude(errand)
+            elif now >= errand.look_at:
+                errand.look_at = now + LOOK_S
+                self._look(errand)
+
+    def _conclude(self, errand: Errand) -> None:
+        """Answer with what the job is now."""
+        ask, parts = errand.ask, self._parts
+
+        def conclude() -> Outcome:
+            try:
+                job = parts.ledger.job(ask.id)
+            except RedisError:
+                return Outcome(errand.cache)
+            return outcome_of(job, ask, errand.cache)
+
+        self._apart(errand, conclude)
+
+    def _step(self, errand: Errand, go_on: Callable[[Errand, Any], None]) -> Callable[[Any], None]:
+        """The step as what to do with a reply; whatever it raises is the errand's answer."""
+
+        def step(reply: Any) -> None:
+            if errand.is_over:
+                return
+            try:
+                go_on(errand, reply)
+            except Exception as error:  # noqa: BLE001 - the loop must go on for all others
+                self._send(errand, _failure(error, errand.ask))
+
+        return step
+
+    def _apart(self, errand: Errand, decide: Callable[[], Outcome]) -> None:
+        """Answer with what `decide` comes to; it may ask Redis, and wait, so it does that on a thread."""
+        self._waits.remove(errand.leader or errand.ask.id, errand)
+        errand.is_entered = False
+        ask, parts = errand.ask, self._parts
+
+        def work() -> Reply:
+            with log_context(**_who(ask)):
+                try:
+                    return reply_to(ask, decide(), parts, time.perf_counter() - errand.started)
+                except Exception as error:  # noqa: BLE001 - its caller waits for an answer
+                    return _failure(error, ask)
+
+        self._server.apart(work, lambda reply: None if errand.is_over else self._send(errand, reply))
+
+    def _answer(self, errand: Errand, outcome: Outcome) -> None:
+        seconds = time.perf_counter() - errand.started
+        self._send(errand, reply_to(errand.ask, outcome, self._parts, seconds))
+
+    def _send(self, errand: Errand, reply: Reply) -> None:
+        self._close(errand)
+        ask, parts = errand.ask, self._parts
+        is_last, varies = self._server.is_closing, bool(parts.settings.origins)
+        data = write_reply(reply, ask.request_id, int(time.time()), varies=varies, is_last=is_last)
+        self._server.respond(errand.connection, data)
+        end_request(parts.meter, ROUTE, "POST", reply.status, time.perf_counter() - errand.started, **_who(ask))
+
+    def _hand_over(self, errand: Errand) -> None:
+        self._close(errand)
+        self._server.hand_over(errand.connection, errand.data)
+
+    def _close(self, errand: Errand) -> None:
+        errand.is_over = True
+        self._waits.remove(errand.leader or errand.ask.id, errand)
+
+
+def _who(ask: Ask) -> dict[str, str]:
+    who = {"request_id": ask.request_id}
+    return who | {"tenant": ask.caller.tenant, "key_id": ask.caller.key_id} if ask.caller.key_id else who
+
+
+def _refuse(draft: Draft, accepted: Any, parts: Services) -> Outcome:
+    raise refused(draft, accepted, parts)
+
+
+def _failure(error: Exception, ask: Ask) -> Reply:
+    if not isinstance(error, Problem):
+        log.error("request.failed", exc_info=error, extra=_who(ask))
+        error = Problem("internal_error", UNEXPECTED)
+    return reply_with(error, ask.request_id)
+
+
+def _recorded_late(outcome: Outcome, ledger: Ledger, facts: bytes, found: bytes) -> Outcome:
+    """The outcome, its use recorded after all: the script was not known yet, or a connection broke."""
+    try:
+        ledger.record_hit(facts, found)
+    except RedisError as error:
+        log.warning("hit.unrecorded", extra={"error": type(error).__name__})
+    return outcome
