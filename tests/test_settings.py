@@ -19,7 +19,7 @@ ROOT = Path(__file__).parent.parent
     [
         ({"simple_query_max_words": 50, "medium_query_max_words": 50}, "SIMPLE_QUERY_MAX_WORDS"),
         ({"simple_query_max_words": 0}, "greater than or equal to 1"),
-        ({"max_waiters": 128, "web_threads": 128}, "MAX_WAITERS"),
+        ({"max_streams": 120, "web_threads": 128}, "MAX_STREAMS"),
         ({"sync_wait_seconds": 61, "max_wait_seconds": 60}, "SYNC_WAIT_SECONDS"),
         ({"job_deadline_seconds": 10, "max_deadline_seconds": 5}, "JOB_DEADLINE_SECONDS"),
         ({"port": 70_000}, "less than or equal to 65535"),
