@@ -1,5 +1,6 @@
 """gunicorn's threaded worker, whose event loop answers plain queries by itself (`webapp.express`)."""
 
+import gc
 import logging
 import selectors
 import socket
@@ -17,6 +18,7 @@ from webapp.express import Errand, Express
 log = logging.getLogger(__name__)
 
 READ_BYTES = 64 * 1024
+GC_THRESHOLD = 20_000  # allocations between two looks for garbage in cycles, of which a request makes hardly any
 SEND_LIMIT_S = 30.0  # for a caller that does not take its answer
 
 
@@ -38,6 +40,10 @@ class RouterWorker(ThreadWorker):  # type: ignore[misc]
     express: Express | None = None
 
     def run(self) -> None:
+        # What is here by now stays: the collector need not walk through it again and again.
+        gc.collect()
+        gc.freeze()
+        gc.set_threshold(GC_THRESHOLD)
         if not self.cfg.is_ssl:
             self.express = Express(self.wsgi, self)
             self.express.tend()
