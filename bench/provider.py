@@ -16,7 +16,7 @@ from typing import Any
 import orjson
 
 from embedded.port import accepts, free_port
-from embedded.server import Server
+from embedded.supervisor import Supervisor
 
 KEY = "bench-key"
 _LENGTH = re.compile(rb"\r\ncontent-length: *(\d+)", re.IGNORECASE)
@@ -146,17 +146,14 @@ def completion(asked: dict[str, Any], number: int, is_groq: bool) -> dict[str, A
 
 @dataclass(frozen=True)
 class FakeProvider:
-    """A started provider, seen from the harness."""
+    """A started provider, seen from the harness. `pid` leads its processes."""
 
     port: int
+    pid: int
 
     @property
     def url(self) -> str:
         return f"http://127.0.0.1:{self.port}"
-
-    @property
-    def server(self) -> Server:
-        return server(self.port)
 
     def control(self, **wanted: float) -> State:
         """Change it and start its counts anew; without arguments only read them."""
@@ -166,15 +163,11 @@ class FakeProvider:
         return State(**{field.name: found[field.name] for field in fields(State)})
 
 
-def server(port: int) -> Server:
-    """The provider as a process that a supervisor can start."""
-    command = ["python", "-m", "bench.provider", "--port", str(port)]
-    return Server("provider", command, {}, lambda: accepts(port))
-
-
-def new_provider() -> FakeProvider:
-    """A provider on a free port; `.server.start(supervisor)` starts it."""
-    return FakeProvider(free_port())
+def start_provider(supervisor: Supervisor) -> FakeProvider:
+    """A provider on a free port as one of the supervisor's processes."""
+    port = free_port()
+    supervisor.start("provider", ["python", "-m", "bench.provider", "--port", str(port)], lambda: accepts(port))
+    return FakeProvider(port, supervisor.pid("provider") or 0)
 
 
 async def serve(port: int) -> None:
