@@ -88,10 +88,11 @@ class Express:
         """How long the loop may sleep at most."""
         if self._waits.count:
             return SWEEP_S
-        return LINK_LIMIT_S if not self._is_open or self._link.is_busy else IDLE_S
+        return LINK_LIMIT_S if not self.is_open or self._link.is_busy else IDLE_S
 
     @property
-    def _is_open(self) -> bool:
+    def is_open(self) -> bool:
+        """Whether requests are taken now."""
         has_cache = self._cache is None or self._cache.is_up
         return self._link.is_up and has_cache and self._feed.is_up and not self._server.is_closing
 
@@ -109,7 +110,7 @@ class Express:
     def take(self, connection: Any, data: bytes) -> Errand | None:
         """Begin to answer the request that is `data`; None where it is one for the application."""
         started = time.perf_counter()
-        request = read_request(data) if self._is_open else None
+        request = read_request(data) if self.is_open else None
         if request is None or len(request[1]) > self._parts.settings.max_body_bytes:
             return None
         headers, body = request
