@@ -130,7 +130,7 @@ def _install(result: dict[str, Any]) -> None:
 
 
 def _say(repetition: int, target: str, cell: str, row: Row) -> None:
-    names = ("per_second", "p50_ms", "p99_ms", "cpu_ms", "memory_mb", "calls_per_answer", "gain")
+    names = ("per_second", "p50_ms", "p99_ms", "cpu_ms", "memory_mb", "calls_per_request", "gain")
     figures = "  ".join(f"{name} {table.number(row[name])}" for name in names if name in row)
     failed = f"  FAILED {row['failed']} {row.get('sample', '')[:200]}" if row.get("failed") else ""
     noisy = "  noisy" if row.get("noise_cores", 0.0) > NOISY_CORES else ""

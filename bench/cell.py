@@ -82,7 +82,6 @@ def run(cell: Cell, running: Running, provider: FakeProvider, pace: Pace, seed: 
             warm_s = pace.warm_s + cell.latency_ms / 1000
             tokens = load.unique_tokens(load.new_seed())
             outcome = hold(running.call, cell.connections, pace.slow_s, tokens, warm_s=warm_s)
-            watch.scale = pace.slow_s / (pace.slow_s + warm_s)
     else:
         load.closed_loop(running.call, cell.connections, pace.warm_s, seed=seed if pool else load.new_seed(), pool=pool)
         with Watch(running, provider) as watch:
@@ -95,12 +94,11 @@ class Watch:
     """Counts, around a load, CPU of every process, calls of the provider and noise. As a context manager.
 
     It begins and ends when the target is at rest, so that what is done later (records, events) is counted with what
-    caused it; `rests=False` where it never is. `scale` is the part of the requests between that the outcome counts.
+    caused it; `rests=False` where it never is.
     """
 
     def __init__(self, running: Running, provider: FakeProvider, *, rests: bool = True) -> None:
         self._running, self._provider, self._rests = running, provider, rests
-        self.scale = 1.0
 
     def __enter__(self) -> "Watch":
         self._wait_for_rest()
@@ -116,9 +114,9 @@ class Watch:
         self._calls = self._provider.control().calls
 
     def row(self, outcome: Outcome) -> Row:
-        """The outcome with CPU in ms an answer, by group of processes, and noise in cores."""
-        answers = max(1, outcome.answered) / self.scale
-        cpu_ms = {name: 1000 * self._used.groups[name] / answers for name in self._running.roots()}
+        """The outcome with CPU in ms a request, by group of processes, and noise in cores."""
+        asked = max(1, outcome.asked)
+        cpu_ms = {name: 1000 * self._used.groups[name] / asked for name in self._running.roots()}
         return {
             **asdict(outcome),
             "per_second": outcome.per_second,
@@ -126,7 +124,7 @@ class Watch:
             "failed": outcome.failed,
             "cpu_ms": sum(used for name, used in cpu_ms.items() if name not in SERVERS),
             "cpu_ms_by_group": cpu_ms,
-            "calls_per_answer": self._calls / answers,
+            "calls_per_request": self._calls / asked,
             "noise_cores": self._noise,
         }
 

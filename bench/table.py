@@ -61,8 +61,8 @@ def _goals(rows: Sequence[Row]) -> str:
 
 def _cells(rows: Sequence[Row]) -> str:
     lines = [
-        "| cell | target | answers/s | product × | p50 ms | p95 ms | p99 ms | 202 | 429 | failed | calls/answer | "
-        "CPU ms/answer | of which | noise |",
+        "| cell | target | answers/s | product × | p50 ms | p95 ms | p99 ms | 202 | 429 | failed | calls/request | "
+        "CPU ms/request | of which | noise |",
         "|---|---|--:|--:|--:|--:|--:|--:|--:|--:|--:|--:|---|--:|",
     ]
     measured = [row for row in rows if "per_second" in row]
@@ -76,13 +76,15 @@ def _line(cell: str, target: str, rows: Sequence[Row]) -> str:
     own = [row for row in rows if (row["cell"], row["target"]) == (cell, target)]
     times = "" if target == "product" else number(ratio(rows, cell, target))
     latencies = [number(median(own, metric)) for metric in _LATENCIES]
-    counts = [number(median(own, metric)) for metric in ("accepted", "refused", "failed", "calls_per_answer", "cpu_ms")]
+    counts = [
+        number(median(own, metric)) for metric in ("accepted", "refused", "failed", "calls_per_request", "cpu_ms")
+    ]
     figures = [cell, target, number(median(own, "per_second")), times, *latencies, *counts]
     return f"| {' | '.join([*figures, _groups(own), number(median(own, 'noise_cores'))])} |"
 
 
 def _groups(rows: Sequence[Row]) -> str:
-    """CPU in ms an answer by group of processes, the largest first; servers in brackets."""
+    """CPU in ms a request by group of processes, the largest first; servers in brackets."""
     found = [row["cpu_ms_by_group"] for row in rows if "cpu_ms_by_group" in row]
     names = {name for groups in found for name in groups}
     shares = {name: statistics.median(groups.get(name, 0.0) for groups in found) for name in names}
