@@ -2,7 +2,7 @@
 
 import time
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 from bench import load
 from bench.load import Outcome
@@ -34,6 +34,7 @@ class Cell:
     latency_ms: float = 0
     settings: str = "default"
     targets: tuple[str, ...] | None = None
+    needs_warmth: ClassVar[bool] = True
 
     def is_for(self, target: str) -> bool:
         return self.targets is None or target in self.targets
@@ -45,7 +46,7 @@ class Pace:
 
     seconds: float = 4
     warm_s: float = 1
-    slow_s: float = 8
+    slow_s: float = 6
 
 
 GATEWAYS = ("product", "floor", "litellm", "portkey", "tensorzero")

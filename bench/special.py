@@ -43,6 +43,9 @@ class Special:
     run: Callable[[Scene], Rows]
     needs_warmth: bool = True
 
+    def is_for(self, target: str) -> bool:
+        return target == "product"
+
 
 def hits_while_waiting(scene: Scene) -> Rows:
     """500 hits a second, in an open loop, while 200 synchronous misses wait on a slow provider."""

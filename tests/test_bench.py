@@ -22,6 +22,7 @@ from hypothesis import strategies as st
 
 from bench.__main__ import choose, main
 from bench.cell import CELLS
+from bench.comparison import visits
 from bench.goal import GOALS, Figure, Goal, verdicts
 from bench.load import POOL, Call, closed_loop, new_seed, pooled_tokens, unique_tokens
 from bench.machine import describe, memory_mb, usage
@@ -306,11 +307,21 @@ def test_every_raised_setting_is_one_and_they_fit_together() -> None:
 
 
 def test_cells_are_chosen_by_name_and_by_kind() -> None:
-    assert [cell.name for cell in choose("hit,miss0@32", False)[0]] == ["hit@1", "hit@32", "hit@200", "miss0@32"]
-    assert choose("growth", True)[0] == [] and len(choose("growth", True)[1]) == 2
-    assert len(choose("", False)[0]) == 4 and choose("", False)[1] == []
+    assert [cell.name for cell in choose("hit,miss0@32", False)] == ["hit@1", "hit@32", "hit@200", "miss0@32"]
+    assert [cell.name for cell in choose("growth", True)] == ["growth", "growth"]
+    assert len(choose("", False)) == 4
+    assert len(choose("", True)) == len(CELLS) + len(SPECIALS)
     with pytest.raises(SystemExit, match="No such cell: hot"):
         choose("hot", False)
+
+
+def test_the_product_is_started_anew_for_other_settings_and_a_rival_is_not() -> None:
+    every = choose("", True)
+
+    assert [settings for settings, _ in visits("product", every)] == list(SETTINGS)
+    assert [settings for settings, _ in visits("litellm", every)] == ["default"]
+    assert sum(len(cells) for _, cells in visits("product", every)) == len(every)
+    assert not any("hit" in cell.name for _, cells in visits("direct", every) for cell in cells)
 
 
 def result(rows: list[dict[str, Any]]) -> dict[str, Any]:
