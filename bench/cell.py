@@ -109,10 +109,10 @@ class Watch:
 
     def __exit__(self, *_: object) -> None:
         loaded = self._usage().since(self._before)
-        self._noise = loaded.noise(own_cpu_s() - self._own_s)
+        self.noise = loaded.noise(own_cpu_s() - self._own_s)
         self._wait_for_rest()
         self._used = self._usage().since(self._before)
-        self._calls = self._provider.control().calls
+        self.calls = self._provider.control().calls
 
     def row(self, outcome: Outcome) -> Row:
         """The outcome with CPU in ms a request, by group of processes, and noise in cores."""
@@ -125,8 +125,8 @@ class Watch:
             "failed": outcome.failed,
             "cpu_ms": sum(used for name, used in cpu_ms.items() if name not in SERVERS),
             "cpu_ms_by_group": cpu_ms,
-            "calls_per_request": self._calls / asked,
-            "noise_cores": self._noise,
+            "calls_per_request": self.calls / asked,
+            "noise_cores": self.noise,
         }
 
     def _wait_for_rest(self) -> None:

@@ -51,12 +51,14 @@ def _machine(result: dict[str, Any]) -> str:
 
 
 def _goals(rows: Sequence[Row]) -> str:
+    found = verdicts(rows)
+    known = [verdict for verdict in found if verdict["met"] is not None]
     lines = ["| goal | wanted | measured | met |", "|---|--:|--:|---|"]
-    said = {True: "yes", False: "**no**", None: "not run"}
-    for verdict in verdicts(rows):
-        measured = number(verdict["measured"]) + (verdict["unit"] if verdict["measured"] is not None else "")
-        lines.append(f"| {verdict['goal']} | {verdict['wanted']} | {measured} | {said[verdict['met']]} |")
-    return "\n".join(lines)
+    for verdict in known:
+        measured, met = number(verdict["measured"]) + verdict["unit"], "yes" if verdict["met"] else "**no**"
+        lines.append(f"| {verdict['goal']} | {verdict['wanted']} | {measured} | {met} |")
+    rest = f"\n\n{len(found) - len(known)} of {len(found)} goals need cells or targets that were not run."
+    return "\n".join(lines) + (rest if len(known) < len(found) else "")
 
 
 def _cells(rows: Sequence[Row]) -> str:
