@@ -7,7 +7,7 @@ PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 FIND_RUNNING := set -a; if [ -f .data/env ]; then . ./.data/env; fi; set +a;
 
 .DEFAULT_GOAL := help
-.PHONY: help run test test-all chaos fuzz lint format migrate key doctor events dead republish erase clean
+.PHONY: help run test test-all chaos fuzz bench lint format migrate key doctor events dead republish erase clean
 
 help: ## List these commands
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-9s %s\n", $$1, $$2 }' Makefile
@@ -29,6 +29,11 @@ chaos: $(VENV)/.installed-dev ## Faults under load, and what they cost; ONLY=kil
 
 fuzz: $(VENV)/.installed-dev ## Fuzz the API from its own OpenAPI document for MINUTES=10; SEED=2
 	@$(BIN)/python -m tests.fuzz --minutes $(or $(MINUTES),10) $(if $(SEED),--seed $(SEED))
+
+bench: $(VENV)/.installed-bench ## Measure beside rivals; BENCH=full TARGETS=product,litellm ONLY=hit,miss0 REPS=3 SECONDS=4 DATABASE=postgresql
+	@bench/install.sh
+	@$(BIN)/python -m bench $(if $(filter full,$(BENCH)),--full) $(if $(TARGETS),--targets $(TARGETS)) $(if $(ONLY),--only "$(ONLY)") \
+		$(if $(REPS),--reps $(REPS)) $(if $(SECONDS),--seconds $(SECONDS)) $(if $(DATABASE),--database $(DATABASE)) $(if $(FILE),--file $(FILE))
 
 lint: $(VENV)/.installed-dev ## Style, security rules, formatting, types, and whether the installed versions fit together
 	$(BIN)/ruff check .
@@ -84,4 +89,9 @@ $(VENV)/.installed: requirements.txt requirements-embedded.txt Makefile | $(BIN)
 $(VENV)/.installed-dev: requirements-dev.txt $(VENV)/.installed
 	@echo "Installing the test tools (requirements-dev.txt)"
 	@$(PIP) -r requirements-dev.txt
+	@touch $@
+
+$(VENV)/.installed-bench: requirements-bench.txt $(VENV)/.installed-dev
+	@echo "Installing what draws results (requirements-bench.txt)"
+	@$(PIP) -r requirements-bench.txt
 	@touch $@

@@ -3,27 +3,19 @@
 import argparse
 import json
 import sys
-import tempfile
-import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
-from bench import load, machine, table
-from bench.cell import CELLS, NOISY_CORES, QUICK, Cell, Pace, Row, run, warm_up
-from bench.install import NotInstalled, install
-from bench.product import environment
-from bench.provider import start_provider
-from bench.rival import RIVALS
-from bench.special import SPECIALS, Scene, Special
-from bench.target import NOTES, TARGETS, Ground, Running, start
+from bench import table
+from bench.cell import CELLS, QUICK, Cell, Pace
+from bench.comparison import Comparison, Plan
+from bench.special import SPECIALS, Special
+from bench.target import TARGETS
 from embedded.procfile import ROOT
-from embedded.supervisor import ProcessFailed, Supervisor
 
 LATEST = ROOT / "bench" / "results" / "latest.json"
 _FULL_REPETITIONS = 3
-_WARM_UP_S = 2
+_SLOW = 1.5  # a cell on a slow provider takes so many times as long
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -31,111 +23,29 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if given[:1] in (["table"], ["plot"]):
         return _show(given)
     asked = _parser().parse_args(given)
-    cells, specials = choose(asked.only, asked.full)
-    pace = Pace(asked.seconds, asked.warm_seconds, 2 * asked.seconds)
-    result: dict[str, Any] = {
-        "machine": machine.describe(),
-        "started": time.strftime("%Y-%m-%d %H:%M UTC", time.gmtime()),
-        "database": asked.database,
-        "repetitions": asked.reps or (_FULL_REPETITIONS if asked.full else 1),
-        "targets": {name: NOTES[name] for name in _targets(asked.targets)},
-        "left_out": {},
-        "rows": [],
-    }
-    _install(result)
-    for repetition in range(1, result["repetitions"] + 1):
-        for name in [name for name in result["targets"] if name not in result["left_out"]]:
-            _measure(name, repetition, cells, specials, pace, result)
-            asked.file.parent.mkdir(parents=True, exist_ok=True)
-            asked.file.write_text(json.dumps(result, indent=1))
-    sys.stdout.write(table.render(result))
+    comparison = Comparison(
+        Plan(
+            targets=_targets(asked.targets),
+            cells=choose(asked.only, asked.full),
+            pace=Pace(asked.seconds, asked.warm_seconds, _SLOW * asked.seconds),
+            repetitions=asked.reps or (_FULL_REPETITIONS if asked.full else 1),
+            database=asked.database,
+            file=asked.file,
+        )
+    )
+    comparison.run()
+    sys.stdout.write(table.render(comparison.result))
     return 0
 
 
-def choose(only: str, is_full: bool) -> tuple[list[Cell], list[Special]]:
+def choose(only: str, is_full: bool) -> list[Cell | Special]:
     """The cells of these names, or names before the @; all or the quick ones where none is named. Exits on others."""
-    wanted = _split(only) or ([] if is_full else list(QUICK))
-    cells = [cell for cell in CELLS if not wanted or {cell.name, cell.name.partition("@")[0]} & set(wanted)]
-    specials = [special for special in SPECIALS if not wanted or special.name in wanted]
-    known = {name for cell in CELLS for name in (cell.name, cell.name.partition("@")[0])}
-    if unknown := set(wanted) - known - {special.name for special in SPECIALS}:
-        sys.exit(f"No such cell: {', '.join(sorted(unknown))}. There are {', '.join(sorted(known))} and specials.")
-    return cells, specials
-
-
-def _measure(
-    name: str, repetition: int, cells: list[Cell], specials: list[Special], pace: Pace, result: dict[str, Any]
-) -> None:
-    """Every chosen cell of one target, started anew for each row of settings; failures are said and left out."""
-
-    def keep(cell: str, row: Row) -> None:
-        result["rows"].append({"target": name, "cell": cell, "repetition": repetition, **row})
-        _say(repetition, name, cell, row)
-
-    for settings, visit in _visits(name, cells, specials):
-        try:
-            with _started(name, settings, result["database"]) as (running, ground):
-                _visit(visit, running, ground, pace, keep)
-        except (ProcessFailed, RuntimeError, OSError) as error:
-            result["left_out"][f"{name} ({settings}, repetition {repetition})"] = str(error)[-500:]
-            sys.stderr.write(f"{name} failed: {error}\n")
-
-
-def _visits(name: str, cells: list[Cell], specials: list[Special]) -> Iterator[tuple[str, list[Cell | Special]]]:
-    """What runs on one start of a target: for the product by settings, for all others everything at once."""
-    own: list[Cell | Special] = [cell for cell in cells if cell.is_for(name)]
-    if name != "product":
-        if own:
-            yield "default", own
-        return
-    own += specials
-    for settings in dict.fromkeys(each.settings for each in own):
-        yield settings, [each for each in own if each.settings == settings]
-
-
-@contextmanager
-def _started(name: str, settings: str, database: str) -> Iterator[tuple[Running, Ground]]:
-    with tempfile.TemporaryDirectory(prefix="bench-", ignore_cleanup_errors=True) as folder:
-        provider_home, own = Path(folder) / "provider", Path(folder) / "target"
-        own.mkdir()
-        with Supervisor(provider_home, environment()) as supervisor:
-            ground = Ground(own, start_provider(supervisor), database)
-            with start(name, ground, settings) as running:
-                yield running, ground
-
-
-def _visit(
-    visit: list[Cell | Special], running: Running, ground: Ground, pace: Pace, keep: Callable[[str, Row], None]
-) -> None:
-    seed, is_warm = load.new_seed(), False
-    time.sleep(running.settle_s)
-    for each in visit:
-        if not is_warm and (isinstance(each, Cell) or each.needs_warmth):
-            warm_up(running, ground.provider, seed, _WARM_UP_S)
-            is_warm = True
-        if isinstance(each, Cell):
-            keep(each.name, run(each, running, ground.provider, pace, seed))
-        elif running.product:
-            for cell, row in each.run(Scene(running, running.product, ground.provider, pace, seed)):
-                keep(cell, row)
-
-
-def _install(result: dict[str, Any]) -> None:
-    for name in result["targets"].keys() & RIVALS.keys():
-        try:
-            install(RIVALS[name])
-        except NotInstalled as missing:
-            result["left_out"][name] = str(missing)
-            sys.stderr.write(f"{name} is left out: {missing}\n")
-
-
-def _say(repetition: int, target: str, cell: str, row: Row) -> None:
-    names = ("per_second", "p50_ms", "p99_ms", "cpu_ms", "memory_mb", "calls_per_answer", "gain")
-    figures = "  ".join(f"{name} {table.number(row[name])}" for name in names if name in row)
-    failed = f"  FAILED {row['failed']} {row.get('sample', '')[:200]}" if row.get("failed") else ""
-    noisy = "  noisy" if row.get("noise_cores", 0.0) > NOISY_CORES else ""
-    sys.stderr.write(f"[{repetition}] {target:<11} {cell:<26} {figures}{failed}{noisy}\n")
-    sys.stderr.flush()
+    every: list[Cell | Special] = [*CELLS, *SPECIALS]
+    wanted = _split(only) or ([cell.name for cell in every] if is_full else list(QUICK))
+    known = {name for cell in every for name in (cell.name, cell.name.partition("@")[0])}
+    if unknown := set(wanted) - known:
+        sys.exit(f"No such cell: {', '.join(sorted(unknown))}. There are {', '.join(sorted(known))}.")
+    return [cell for cell in every if {cell.name, cell.name.partition("@")[0]} & set(wanted)]
 
 
 def _show(given: list[str]) -> int:
@@ -166,7 +76,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--only", default="", help="cells, with commas between: hit,miss0@32,growth")
     parser.add_argument("--targets", default="", help=f"of {','.join(TARGETS)}")
     parser.add_argument("--reps", type=int, help="repetitions")
-    parser.add_argument("--seconds", type=float, default=4, help="of load in a cell; twice that on a slow provider")
+    parser.add_argument("--seconds", type=float, default=4, help="of load in a cell; more on a slow provider")
     parser.add_argument("--warm-seconds", type=float, default=1, help="of load before that")
     parser.add_argument("--database", choices=["sqlite", "postgresql"], default="sqlite", help="the product's")
     parser.add_argument("--file", type=Path, default=LATEST, help="where the figures go")

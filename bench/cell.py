@@ -2,7 +2,7 @@
 
 import time
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 from bench import load
 from bench.load import Outcome
@@ -34,6 +34,7 @@ class Cell:
     latency_ms: float = 0
     settings: str = "default"
     targets: tuple[str, ...] | None = None
+    needs_warmth: ClassVar[bool] = True
 
     def is_for(self, target: str) -> bool:
         return self.targets is None or target in self.targets
@@ -45,7 +46,7 @@ class Pace:
 
     seconds: float = 4
     warm_s: float = 1
-    slow_s: float = 8
+    slow_s: float = 6
 
 
 GATEWAYS = ("product", "floor", "litellm", "portkey", "tensorzero")
@@ -82,7 +83,6 @@ def run(cell: Cell, running: Running, provider: FakeProvider, pace: Pace, seed: 
             warm_s = pace.warm_s + cell.latency_ms / 1000
             tokens = load.unique_tokens(load.new_seed())
             outcome = hold(running.call, cell.connections, pace.slow_s, tokens, warm_s=warm_s)
-            watch.scale = pace.slow_s / (pace.slow_s + warm_s)
     else:
         load.closed_loop(running.call, cell.connections, pace.warm_s, seed=seed if pool else load.new_seed(), pool=pool)
         with Watch(running, provider) as watch:
@@ -95,12 +95,11 @@ class Watch:
     """Counts, around a load, CPU of every process, calls of the provider and noise. As a context manager.
 
     It begins and ends when the target is at rest, so that what is done later (records, events) is counted with what
-    caused it; `rests=False` where it never is. `scale` is the part of the requests between that the outcome counts.
+    caused it; `rests=False` where it never is.
     """
 
     def __init__(self, running: Running, provider: FakeProvider, *, rests: bool = True) -> None:
         self._running, self._provider, self._rests = running, provider, rests
-        self.scale = 1.0
 
     def __enter__(self) -> "Watch":
         self._wait_for_rest()
@@ -110,15 +109,15 @@ class Watch:
 
     def __exit__(self, *_: object) -> None:
         loaded = self._usage().since(self._before)
-        self._noise = loaded.noise(own_cpu_s() - self._own_s)
+        self.noise = loaded.noise(own_cpu_s() - self._own_s)
         self._wait_for_rest()
         self._used = self._usage().since(self._before)
-        self._calls = self._provider.control().calls
+        self.calls = self._provider.control().calls
 
     def row(self, outcome: Outcome) -> Row:
-        """The outcome with CPU in ms an answer, by group of processes, and noise in cores."""
-        answers = max(1, outcome.answered) / self.scale
-        cpu_ms = {name: 1000 * self._used.groups[name] / answers for name in self._running.roots()}
+        """The outcome with CPU in ms a request, by group of processes, and noise in cores."""
+        asked = max(1, outcome.asked)
+        cpu_ms = {name: 1000 * self._used.groups[name] / asked for name in self._running.roots()}
         return {
             **asdict(outcome),
             "per_second": outcome.per_second,
@@ -126,8 +125,8 @@ class Watch:
             "failed": outcome.failed,
             "cpu_ms": sum(used for name, used in cpu_ms.items() if name not in SERVERS),
             "cpu_ms_by_group": cpu_ms,
-            "calls_per_answer": self._calls / answers,
-            "noise_cores": self._noise,
+            "calls_per_request": self.calls / asked,
+            "noise_cores": self.noise,
         }
 
     def _wait_for_rest(self) -> None:

@@ -1,8 +1,8 @@
 -- Closed loop for wrk, one thread: unique questions, or some out of a pool; every answer must belong to a question
 -- that waits. Arguments: file with the request (@TOKEN@ stands for the question's token), seed, size of the pool or 0
-local parts, waiting, issued, pool, seed, thread = {}, {}, 0, 0, "", nil
+local parts, waiting, pool, seed, thread = {}, {}, 0, "", nil
 -- Globals, so that done() can ask the thread for them.
-answered, wrong, accepted, refused, other, sample = 0, 0, 0, 0, 0, ""
+asked, answered, wrong, accepted, refused, other, sample = -1, 0, 0, 0, 0, 0, ""  -- wrk asks for one only to look at it
 
 function setup(only)
   thread = only
@@ -22,8 +22,8 @@ function init(args)
 end
 
 function request()
-  local number = pool > 0 and math.random(0, pool - 1) or issued
-  issued = issued + 1
+  asked = asked + 1
+  local number = pool > 0 and math.random(0, pool - 1) or asked + 1
   local token = string.format("%s%07d", seed, number)
   waiting[token] = (waiting[token] or 0) + 1
   return table.concat(parts, token)
@@ -51,7 +51,7 @@ end
 function done(summary, latency, requests)
   local errors = summary.errors
   io.write(string.format('\n{"seconds":%f', summary.duration / 1e6))
-  for _, name in ipairs({"answered", "accepted", "refused", "wrong", "other"}) do
+  for _, name in ipairs({"asked", "answered", "accepted", "refused", "wrong", "other"}) do
     io.write(string.format(',"%s":%d', name, thread:get(name)))
   end
   for name, share in pairs({p50_ms = 50, p95_ms = 95, p99_ms = 99}) do

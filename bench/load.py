@@ -48,10 +48,12 @@ class Call:
 class Outcome:
     """What a load met. `answered`: 200 with the right token; `accepted`: 202; `refused`: 429; latencies in ms.
 
-    `wrong` are 200s to another question, `other` other statuses, `broken` connections; `sample` shows a bad reply.
+    `asked` are all requests, those included whose replies came too late to count or were cut off at the end. `wrong`
+    are 200s to another question, `other` other statuses, `broken` connections; `sample` shows a bad reply.
     """
 
     seconds: float
+    asked: int
     answered: int
     p50_ms: float
     p95_ms: float

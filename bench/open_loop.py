@@ -60,7 +60,7 @@ class _Loop:
         self._by_file: dict[int, _Connection] = {}
         self._late: deque[float] = deque()
         self._latencies: list[float] = []
-        self._counts = {"answered": 0, "accepted": 0, "refused": 0, "wrong": 0, "other": 0, "broken": 0}
+        self._counts = {"asked": 0, "answered": 0, "accepted": 0, "refused": 0, "wrong": 0, "other": 0, "broken": 0}
         self._sample = ""
         self._idle = deque(self._connect() for _ in range(connections))
 
@@ -111,6 +111,7 @@ class _Loop:
 
     def _send(self, connection: _Connection, due: float) -> None:
         connection.due, connection.token = due, next(self._tokens).encode()
+        self._counts["asked"] += 1
         try:
             connection.sock.sendall(connection.token.join(self._parts))
         except OSError:

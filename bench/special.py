@@ -43,6 +43,9 @@ class Special:
     run: Callable[[Scene], Rows]
     needs_warmth: bool = True
 
+    def is_for(self, target: str) -> bool:
+        return target == "product"
+
 
 def hits_while_waiting(scene: Scene) -> Rows:
     """500 hits a second, in an open loop, while 200 synchronous misses wait on a slow provider."""
@@ -78,13 +81,14 @@ def workers(scene: Scene) -> Rows:
         seconds = scene.pace.slow_s
         with _waiting(scene, WORKERS_BUSY, latency_ms=1000, seconds=seconds + _SETTLE_S) as waiting:
             time.sleep(_SETTLE_S - 1)  # each thread is in its rhythm then
-            before, began = scene.provider.control().calls, time.monotonic()
-            time.sleep(seconds)
-            calls, took_s = scene.provider.control().calls - before, time.monotonic() - began
+            with Watch(scene.running, scene.provider, rests=False) as watch:
+                began = time.monotonic()
+                time.sleep(seconds)
+                took_s = time.monotonic() - began
             failed = waiting.result().failed
-        rates.append(calls / took_s)
+        rates.append(watch.calls / took_s)
         gain = {"gain": (rates[-1] - rates[-2]) / rates[0]} if number > 1 else {}
-        yield f"workers={number}", {"per_second": rates[-1], "failed": failed, **gain}
+        yield f"workers={number}", {"per_second": rates[-1], "failed": failed, "noise_cores": watch.noise, **gain}
 
 
 def growth_of_answers(scene: Scene) -> Rows:

@@ -51,18 +51,20 @@ def _machine(result: dict[str, Any]) -> str:
 
 
 def _goals(rows: Sequence[Row]) -> str:
+    found = verdicts(rows)
+    known = [verdict for verdict in found if verdict["met"] is not None]
     lines = ["| goal | wanted | measured | met |", "|---|--:|--:|---|"]
-    said = {True: "yes", False: "**no**", None: "not run"}
-    for verdict in verdicts(rows):
-        measured = number(verdict["measured"]) + (verdict["unit"] if verdict["measured"] is not None else "")
-        lines.append(f"| {verdict['goal']} | {verdict['wanted']} | {measured} | {said[verdict['met']]} |")
-    return "\n".join(lines)
+    for verdict in known:
+        measured, met = number(verdict["measured"]) + verdict["unit"], "yes" if verdict["met"] else "**no**"
+        lines.append(f"| {verdict['goal']} | {verdict['wanted']} | {measured} | {met} |")
+    rest = f"\n\n{len(found) - len(known)} of {len(found)} goals need cells or targets that were not run."
+    return "\n".join(lines) + (rest if len(known) < len(found) else "")
 
 
 def _cells(rows: Sequence[Row]) -> str:
     lines = [
-        "| cell | target | answers/s | product × | p50 ms | p95 ms | p99 ms | 202 | 429 | failed | calls/answer | "
-        "CPU ms/answer | of which | noise |",
+        "| cell | target | answers/s | product × | p50 ms | p95 ms | p99 ms | 202 | 429 | failed | calls/request | "
+        "CPU ms/request | of which | noise |",
         "|---|---|--:|--:|--:|--:|--:|--:|--:|--:|--:|--:|---|--:|",
     ]
     measured = [row for row in rows if "per_second" in row]
@@ -76,13 +78,15 @@ def _line(cell: str, target: str, rows: Sequence[Row]) -> str:
     own = [row for row in rows if (row["cell"], row["target"]) == (cell, target)]
     times = "" if target == "product" else number(ratio(rows, cell, target))
     latencies = [number(median(own, metric)) for metric in _LATENCIES]
-    counts = [number(median(own, metric)) for metric in ("accepted", "refused", "failed", "calls_per_answer", "cpu_ms")]
+    counts = [
+        number(median(own, metric)) for metric in ("accepted", "refused", "failed", "calls_per_request", "cpu_ms")
+    ]
     figures = [cell, target, number(median(own, "per_second")), times, *latencies, *counts]
     return f"| {' | '.join([*figures, _groups(own), number(median(own, 'noise_cores'))])} |"
 
 
 def _groups(rows: Sequence[Row]) -> str:
-    """CPU in ms an answer by group of processes, the largest first; servers in brackets."""
+    """CPU in ms a request by group of processes, the largest first; servers in brackets."""
     found = [row["cpu_ms_by_group"] for row in rows if "cpu_ms_by_group" in row]
     names = {name for groups in found for name in groups}
     shares = {name: statistics.median(groups.get(name, 0.0) for groups in found) for name in names}

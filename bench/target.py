@@ -24,7 +24,7 @@ NOTES = {
     "direct": "the fake provider itself, asked without any gateway",
     "product": "AI Query Router: web (2 processes), three workers, recorder, Flower; keys, events and metrics on",
 } | {rival.name: rival.note for rival in RIVALS.values()}
-_READY_S = 120
+_READY_S = 300  # a machine under load; LiteLLM alone imports for ten quiet seconds
 _ADDRESS = re.compile(r"^BASE http://[^:]+:(\d+)", re.MULTILINE)
 
 

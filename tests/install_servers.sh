@@ -6,6 +6,7 @@ packages=()
 command -v redis-server >/dev/null || packages+=(redis-server)
 compgen -G '/usr/lib/postgresql/*/bin/postgres' >/dev/null || command -v postgres >/dev/null || packages+=(postgresql)
 command -v java >/dev/null || packages+=(default-jre-headless)
+command -v wrk >/dev/null || packages+=(wrk)  # the load of `make bench`
 command -v cc >/dev/null || packages+=(gcc libc6-dev)  # the chaos suite's clock that jumps
 command -v mvn >/dev/null || packages+=(maven)
 
