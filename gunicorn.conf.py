@@ -9,7 +9,7 @@ import tempfile
 from typing import Any
 
 from gunicorn.glogging import Logger
-from pythonjsonlogger.json import JsonFormatter
+from pythonjsonlogger.orjson import OrjsonFormatter
 
 from config import load_settings
 
@@ -21,7 +21,7 @@ class JsonLogger(Logger):
         super().setup(cfg)
         for handler in self.error_log.handlers:
             handler.setFormatter(
-                JsonFormatter(
+                OrjsonFormatter(
                     "%(levelname)s %(name)s %(message)s",
                     rename_fields={"levelname": "level", "name": "logger"},
                     static_fields={"process": "web"},
