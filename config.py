@@ -100,6 +100,7 @@ class Settings(BaseSettings):
     auth_cache_seconds: Annotated[float, Field(gt=0, le=55)] = 30
     cors_origins: str | None = None
     share_cache: bool = False
+    recent_answer_seconds: Annotated[float, Field(ge=0, le=60)] = 2
 
     # Jobs
     sync_wait_seconds: Annotated[float, Field(ge=0)] = 30

@@ -76,6 +76,11 @@ def owned(tenant: str, fingerprint: str) -> str:
     return f"{tenant}:{fingerprint}"
 
 
+def bare(owned_fingerprint: str) -> str:
+    """The fingerprint alone, for places that are to know nothing of tenants."""
+    return owned_fingerprint.rpartition(":")[2]
+
+
 def answer_key(fingerprint: str) -> str:
     return f"aqr:answer:{fingerprint}"
 

@@ -11,11 +11,12 @@ from sqlalchemy import ColumnElement, Engine, Table, and_, delete, select, tuple
 from storage.answer import answer_key
 from storage.connection import RedisClient, load_script
 from storage.ledger import JOB_PARTS
-from storage.name import DUE, PREFIX, USAGE, attempts_key, callers_key, dead_key, job_key
+from storage.name import DONE, DUE, PREFIX, USAGE, attempts_key, callers_key, dead_key, job_key
 from storage.table import api_keys, attempts, events, queries
 from storage.usage import GROUP, POISON, entries_of
 
 BATCH = 1_000
+MAX_TELLINGS = 10_000  # as many as jobs' endings are kept by default
 PAGE = 500
 
 
@@ -85,6 +86,11 @@ def erase_keys(client: RedisClient, pattern: str) -> Iterator[int]:
     """Unlink what the pattern matches, a page at a time; yields how many. Redis errors pass through."""
     for page in _pages(client, pattern):
         yield int(client.unlink(*page))
+
+
+def tell_erased(client: RedisClient) -> None:
+    """Have every web process forget the answers that it keeps in memory. Redis errors pass through."""
+    client.xadd(DONE, {"erased": "answers"}, maxlen=MAX_TELLINGS, approximate=True)
 
 
 def erase_jobs(client: RedisClient, tenant: str) -> Iterator[int]:

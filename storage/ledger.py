@@ -6,7 +6,7 @@ from typing import Any
 
 import orjson
 
-from storage.answer import answer_key
+from storage.answer import answer_key, bare
 from storage.connection import Command, RedisClient, load_script, script_command, server_ms
 from storage.job import Acceptance, Claim, Draft, Glance, Job, Verdict, read_job
 from storage.name import (
@@ -221,6 +221,7 @@ class Ledger:
                 int(ending.is_dead_letter),
                 self.limits.max_dead_letters,
                 self.limits.keep_dead_ms,
+                bare(ending.cache[0]) if ending.cache else "",
                 *(orjson.dumps(attempt) for attempt in ending.attempts),
             ],
         )

@@ -23,6 +23,7 @@ from storage.erase import (
     key_ids,
     revoke_keys,
     rows_of_tenant,
+    tell_erased,
 )
 from storage.name import DEAD_TENANTS
 
@@ -62,6 +63,7 @@ class Erase:
                 if batch:
                     say(name, count)
             total += count
+        tell_erased(self._ledger)
         return total
 
     def _steps(self) -> Iterator[tuple[str, Iterator[int]]]:

@@ -20,6 +20,7 @@ class Errand:
     key: str
     draft: Draft | None = None
     leader: str | None = None
+    changes: int = 0
     is_entered: bool = False
     is_done: bool = False
     is_over: bool = False

@@ -14,7 +14,7 @@ from pydantic import ValidationError
 from redis import RedisError
 
 from logs import log_context
-from storage.answer import Answer, answer_key
+from storage.answer import Answer, answer_key, bare
 from storage.connection import blocking_client, hot_client
 from storage.job import Draft
 from storage.ledger import Ledger, read_acceptance, read_found, read_glance
@@ -36,8 +36,10 @@ from webapp.caller import ANYONE, Caller, identify, refuse_strangers
 from webapp.draining import is_draining
 from webapp.errand import Errand, Waits
 from webapp.feed import Feed
+from webapp.hit_log import HitLog
 from webapp.link import Loop, RedisLink
 from webapp.problem import Problem
+from webapp.recent import RecentAnswers
 from webapp.refusal import over_rate, refused
 from webapp.reply import Reply, reply_to, reply_with
 from webapp.schema import QueryBody
@@ -78,7 +80,9 @@ class Express:
         self._link = RedisLink(hot_client(settings.ledger_url), server, LINK_LIMIT_S)
         has_own_cache = self._parts.cache is not None
         self._cache = RedisLink(hot_client(settings.cache_url), server, LINK_LIMIT_S) if has_own_cache else None
-        self._feed = Feed(blocking_client, settings.ledger_url, DONE, server, self._job_ended)
+        self._feed = Feed(blocking_client, settings.ledger_url, DONE, server, self._hear)
+        self._recent = RecentAnswers(settings.recent_answer_seconds)
+        self._hits = HitLog(self._parts.ledger, self._link, server)
         self._access = access_of(ROUTE)
         self._waits = Waits()
         self._sweep_at = 0.0
@@ -106,6 +110,7 @@ class Express:
             if link:
                 link.flush()
                 link.tend()
+        self._hits.tend()
 
     def take(self, connection: Any, data: bytes) -> Errand | None:
         """Begin to answer the request that is `data`; None where it is one for the application."""
@@ -122,6 +127,10 @@ class Express:
             return None
         errand = Errand(connection, data, started, ask, answer_key_of(ask, self._parts))
         return errand if self._begin(errand) else None
+
+    def close(self) -> None:
+        """The loop has ended."""
+        self._hits.close()
 
     def abandon(self, errand: Errand) -> None:
         """The caller is gone. Its job goes on: it may come back and poll."""
@@ -142,6 +151,12 @@ class Express:
         ask = errand.ask
         if not ask.may_read_cache or (self._cache and ask.caller.rate):
             return False
+        recent = self._recent.get(bare(errand.key)) if self._hits.has_room and not ask.caller.rate else None
+        if recent:
+            self._hits.record(hit_facts(ask), recent.facts)
+            self._answer(errand, Outcome("HIT", answer=recent.answer))
+            return True
+        errand.changes = self._recent.changes
         if self._cache:
             self._cache.ask(("GET", answer_key(errand.key)), self._step(errand, self._looked_up))
         else:
@@ -156,7 +171,7 @@ class Express:
         ledger, facts = self._parts.ledger, hit_facts(errand.ask)
 
         def recorded(errand: Errand, reply: Any) -> None:
-            outcome = Outcome("HIT", answer=Answer.decode(found))
+            outcome = Outcome("HIT", answer=self._recent.keep(bare(errand.key), found, errand.changes))
             if isinstance(reply, RedisError):
                 self._apart(errand, lambda: _recorded_late(outcome, ledger, facts, found))
             else:
@@ -172,7 +187,7 @@ class Express:
             raise over_rate(found)
         if found is None:
             return self._enter(errand)
-        self._answer(errand, Outcome("HIT", answer=Answer.decode(found)))
+        self._answer(errand, Outcome("HIT", answer=self._recent.keep(bare(errand.key), found, errand.changes)))
 
     def _enter(self, errand: Errand) -> None:
         errand.draft = draft_of_miss(errand.ask, errand.key, self._parts)
@@ -216,6 +231,15 @@ class Express:
         errand.until, errand.look_at = now + errand.ask.wait_s, now + LOOK_S
         if is_done:
             self._look(errand)
+
+    def _hear(self, told: dict[bytes, bytes]) -> None:
+        """A job has ended, an answer has changed, or a tenant's answers were erased."""
+        if b"erased" in told:
+            self._recent.clear()
+        if answer := told.get(b"answer"):
+            self._recent.evict(answer.decode())
+        if job_id := told.get(b"job"):
+            self._job_ended(job_id.decode())
 
     def _job_ended(self, job_id: str) -> None:
         for errand in self._waits.by_job.get(job_id, ()):

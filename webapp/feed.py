@@ -16,7 +16,7 @@ LIMIT_S = 5.0
 
 
 class Feed:
-    """Calls `act` with the `job` of each entry that is added from now on. `connect` makes a client for an address."""
+    """Calls `act` with the fields of each entry that is added from now on. `connect` makes a client for an address."""
 
     def __init__(
         self,
@@ -24,7 +24,7 @@ class Feed:
         url: str,
         stream: str,
         loop: Loop,
-        act: Callable[[str], None],
+        act: Callable[[dict[bytes, bytes]], None],
     ) -> None:
         self._link = RedisLink(connect(url, BLOCK_MS / 1000), loop, LIMIT_S)
         self._stream, self._act = stream, act
@@ -60,6 +60,6 @@ class Feed:
             return
         # As it comes on the wire: by stream, a map in RESP3, each entry an id and a list of names and values.
         [entries] = reply.values() if isinstance(reply, dict) else (entries for _, entries in reply)
-        for entry_id, (_, job_id) in entries:
+        for entry_id, fields in entries:
             self._last = entry_id
-            self._act(job_id.decode())
+            self._act(dict(zip(fields[::2], fields[1::2], strict=True)))

@@ -48,6 +48,8 @@ class RouterWorker(ThreadWorker):  # type: ignore[misc]
             self.express = Express(self.wsgi, self)
             self.express.tend()
         super().run()
+        if self.express:
+            self.express.close()
 
     @property
     def is_closing(self) -> bool:
@@ -94,9 +96,11 @@ class RouterWorker(ThreadWorker):  # type: ignore[misc]
         if not data:
             return self._close(conn)
         assert self.express  # noqa: S101 - without it gunicorn's own `accept` makes the connections
-        conn.errand = self.express.take(conn, data)
-        if conn.errand is None:
+        errand = self.express.take(conn, data)
+        if errand is None:
             self.hand_over(conn, data)
+        elif not errand.is_over:
+            conn.errand = errand
 
     def hand_over(self, connection: Connection, data: bytes) -> None:
         connection.errand = None

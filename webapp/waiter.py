@@ -51,7 +51,7 @@ class CompletionListener:
 
     def _wake(self, entry: Mapping[bytes, bytes]) -> None:
         with self._lock:
-            for event in self._waiting.get(entry[b"job"].decode(), ()):
+            for event in self._waiting.get(entry.get(b"job", b"").decode(), ()):
                 event.set()
 
 

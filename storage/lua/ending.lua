@@ -11,7 +11,7 @@ local function payer_of(id, callers)
 end
 
 -- `ending`: id, keys (job, callers, attempts, due, usage, done, tenants with dead letters), now, status, answer, problem, facts, keep
--- and grace (ms), wake_ups, usd and tokens to charge, dead ({most, keep (ms)} or false).
+-- and grace (ms), wake_ups, usd and tokens to charge, cached (fingerprint, if the answer is), dead ({most, keep (ms)} or false).
 local function end_job(ending)
   local job, callers, attempts, due, usage, done, tenants = unpack(ending.keys)
   local id, now, status, keep = ending.id, ending.now, ending.status, ending.keep
@@ -50,7 +50,7 @@ local function end_job(ending)
   redis.call('XADD', usage, '*', 'kind', 'ended', 'at', whole(now), 'job', id, 'status', status, 'facts', ending.facts,
     'created_at', created, 'started_at', started or whole(now), 'payer', payer.id, 'replays', replays or '0', 'text', text or '',
     'callers', json_array(texts), 'attempts', json_array(redis.call('LRANGE', attempts, 0, -1)))
-  redis.call('XADD', done, 'MAXLEN', '~', ending.wake_ups, '*', 'job', id)
+  redis.call('XADD', done, 'MAXLEN', '~', ending.wake_ups, '*', 'job', id, 'answer', ending.cached or '')
 
   if ending.dead then  -- it may be replayed: for its callers, with its attempts
     local dead = key('dead', tenant)
