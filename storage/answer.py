@@ -1,7 +1,7 @@
 """Answers as they are cached: one line for the record, one for the caller, so that a hit parses neither twice."""
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any, Self
 
 import orjson
@@ -57,7 +57,7 @@ class Answer:
 
     def encode(self, recorded: Mapping[str, Any] | None = None) -> bytes:
         """As it is cached; `recorded` joins the facts in the line for the record."""
-        return orjson.dumps(self.facts | dict(recorded or {})) + b"\n" + orjson.dumps(asdict(self))
+        return orjson.dumps(self.facts | dict(recorded or {})) + b"\n" + orjson.dumps(self)
 
     @classmethod
     def decode(cls, stored: bytes) -> Self:

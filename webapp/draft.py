@@ -1,6 +1,5 @@
 """A query on its way to become a job: what its worker, its record and its account need to know."""
 
-from dataclasses import asdict
 from typing import Any
 
 import orjson
@@ -37,7 +36,7 @@ def make_draft(ask: Ask, key: str, parts: Services) -> Draft:
         raise Problem("no_provider", detail)
     routing = {"score": judged.score, "words": judged.words, "signals": [s.name for s in judged.signals]}
     payload = {
-        "query": asdict(ask.query),
+        "query": ask.query,
         "tenant": ask.caller.tenant,
         "request_id": ask.request_id,
         "priority": ask.priority,
