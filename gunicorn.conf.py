@@ -1,6 +1,7 @@
 """gunicorn's settings: threads that may wait for answers, and a shutdown that tells them so."""
 
 import ctypes
+import gc
 import os
 import shutil
 import signal
@@ -55,13 +56,18 @@ logger_class = JsonLogger
 accesslog = None
 
 _PR_SET_PDEATHSIG = 1
-_metrics_dir: str | None = None
+_METRICS_DIR = "PROMETHEUS_MULTIPROC_DIR"
+_has_own_folder = _METRICS_DIR not in os.environ
+
+# prometheus_client looks for the folder when it is imported, which loading the worker's class does.
+if _has_own_folder:
+    os.environ[_METRICS_DIR] = tempfile.mkdtemp(prefix="router-metrics-")
 
 
 def when_ready(server: Any) -> None:
-    """Before the first fork: a fresh folder for metrics; prometheus_client looks for it when imported."""
-    global _metrics_dir
-    _metrics_dir = os.environ["PROMETHEUS_MULTIPROC_DIR"] = tempfile.mkdtemp(prefix="router-metrics-")
+    """Before the first fork: what is loaded by now is shared, as long as no process's collector writes to it."""
+    gc.collect()
+    gc.freeze()
 
 
 def post_worker_init(worker: Any) -> None:
@@ -90,5 +96,5 @@ def child_exit(server: Any, worker: Any) -> None:
 
 
 def on_exit(server: Any) -> None:
-    if _metrics_dir:
-        shutil.rmtree(_metrics_dir, ignore_errors=True)
+    if _has_own_folder:
+        shutil.rmtree(os.environ[_METRICS_DIR], ignore_errors=True)

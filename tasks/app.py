@@ -8,9 +8,7 @@ from kombu.entity import Queue
 from config import Settings
 from routing.tier import TIERS
 from storage.job import BATCH, INTERACTIVE
-
-ANSWER_QUERY = "answer_query"
-PRIORITY_SEPARATOR = ":"  # between a queue and its priority, in the names of its lists
+from tasks.dispatch import PRIORITY_SEPARATOR
 
 _SETTINGS: dict[str, Any] = {
     "result_backend": None,

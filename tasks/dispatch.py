@@ -7,8 +7,9 @@ import orjson
 
 from storage.connection import RedisClient
 from storage.job import INTERACTIVE
-from tasks.app import ANSWER_QUERY, PRIORITY_SEPARATOR
 
+ANSWER_QUERY = "answer_query"
+PRIORITY_SEPARATOR = ":"  # between a queue and its priority, in the names of its lists
 _EMBED = {"callbacks": None, "errbacks": None, "chain": None, "chord": None}
 
 

@@ -19,9 +19,9 @@ from storage.follow import BLOCK_MS, StreamFollower
 from storage.name import CANCELLED
 from storage.presence import Presence
 from tasks.answer import Answerer
-from tasks.app import ANSWER_QUERY, build_celery
+from tasks.app import build_celery
 from tasks.build import build_admission, build_answerer, build_ledger, build_tiers
-from tasks.dispatch import Dispatcher
+from tasks.dispatch import ANSWER_QUERY, Dispatcher
 from tasks.lease import LeaseKeeper
 from tasks.periodic import Periodic
 from tasks.reaper import Reaper

@@ -10,8 +10,8 @@ from redis import Redis
 
 from config import Settings
 from storage.job import BATCH, INTERACTIVE
-from tasks.app import ANSWER_QUERY, build_celery
-from tasks.dispatch import Dispatcher
+from tasks.app import build_celery
+from tasks.dispatch import ANSWER_QUERY, Dispatcher
 
 # What Celery may leave out, and reads as absent (as_task_v2 in celery/app/amqp.py): None, empty, or who sent it.
 OPTIONAL = {

@@ -21,7 +21,8 @@ from embedded.port import accepts, free_port
 from embedded.procfile import ROOT, read_procfile
 from embedded.server import Server
 from storage.table import metadata
-from tasks.app import ANSWER_QUERY, build_celery
+from tasks.app import build_celery
+from tasks.dispatch import ANSWER_QUERY
 from tests.fake_provider import KEYS, Fault
 from tests.integration.stack import Stack, eventually, running
 
