@@ -6,7 +6,6 @@ from contextlib import suppress
 from typing import Any
 from uuid import uuid4
 
-import orjson
 from kafka import KafkaProducer
 from kafka.admin import KafkaAdminClient, NewTopic
 from kafka.errors import KafkaError, KafkaTimeoutError, TopicAlreadyExistsError
@@ -115,7 +114,7 @@ class Relay:
 
     def _send(self, producer: KafkaProducer, row: Any) -> Any:
         headers = [("event_id", row.event_id.encode())]
-        return producer.send(row.topic, key=row.key.encode(), value=orjson.dumps(row.payload), headers=headers)
+        return producer.send(row.topic, key=row.key.encode(), value=row.payload, headers=headers)
 
     def _give_up(self, error: Exception) -> None:
         if self.state != "down":
