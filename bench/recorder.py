@@ -50,7 +50,9 @@ ROOT = Path(__file__).parent.parent
 HIT_SHARE = 0.8
 BACKLOG = 20_000
 ARRIVALS_PER_S = 300
-TICK_S = 0.1
+TICK_S = 0.05
+STEADY_S = 8
+STEADY_PER_S = (300, 1_000, 3_000)
 LIMIT_S = 600
 MODEL = "openai/gpt-oss-120b"
 
@@ -127,9 +129,9 @@ def add(redis: Any, made: Iterator[Fields], count: int) -> None:
         count -= 1_000
 
 
-def arrive(url: str, sample: tuple[str, list[Fields], Fields], per_s: int) -> None:
+def arrive(url: str, sample: tuple[str, list[Fields], Fields], hit_share: float, per_s: int) -> None:
     """Add entries at that rate until terminated."""
-    redis, made = patient_client(url), entries(sample, HIT_SHARE)
+    redis, made = patient_client(url), entries(sample, hit_share)
     due = time.monotonic()
     while True:
         add(redis, made, int(per_s * TICK_S))
@@ -221,23 +223,51 @@ def unpublished(servers: Servers) -> int:
     return count
 
 
+@contextmanager
+def arriving(
+    servers: Servers, sample: tuple[str, list[Fields], Fields], hit_share: float, per_s: int
+) -> Iterator[None]:
+    """Entries arrive at that rate, from a process of their own."""
+    before = entries_added(servers)
+    args = (servers.settings.ledger_url, sample, hit_share, per_s)
+    feeder = multiprocessing.get_context("spawn").Process(target=arrive, args=args)
+    feeder.start()
+    wait(lambda: entries_added(servers) > before)
+    try:
+        yield
+    finally:
+        feeder.terminate()
+        feeder.join()
+
+
+def entries_added(servers: Servers) -> int:
+    return int(servers.redis.xinfo_stream(USAGE)["entries-added"])
+
+
+def steady(servers: Servers, sample: tuple[str, list[Fields], Fields], per_s: int) -> dict[str, float]:
+    """While hits arrive at that rate and are recorded and published as they come: what each costs."""
+    with running(servers.settings), arriving(servers, sample, 1.0, per_s):
+        time.sleep(STEADY_S / 4)
+        cpus = {part: cpu_s(pid) for part, pid in servers.pids.items()}
+        cpu, added = time.process_time(), entries_added(servers)
+        time.sleep(STEADY_S)
+        count = entries_added(servers) - added
+        cpu, behind = time.process_time() - cpu, servers.redis.xlen(USAGE)
+        spent = {f"{part}_ms": round((cpu_s(pid) - cpus[part]) * 1000 / count, 4) for part, pid in servers.pids.items()}
+    drain(servers, relays=True)
+    return {"hits_per_s": round(count / STEADY_S), "cpu_ms": round(cpu * 1000 / count, 4), "behind": behind, **spent}
+
+
 def catch_up(servers: Servers, sample: tuple[str, list[Fields], Fields]) -> dict[str, float]:
     """A backlog while more arrives: how many times as fast as that it is drained."""
     add(servers.redis, entries(sample, HIT_SHARE), BACKLOG)
-    url = servers.settings.ledger_url
-    feeder = multiprocessing.get_context("spawn").Process(target=arrive, args=(url, sample, ARRIVALS_PER_S))
-    feeder.start()
-    wait(lambda: servers.redis.xlen(USAGE) > BACKLOG)
-    began = time.perf_counter()
-    before = servers.redis.xlen(USAGE)
-    added = int(servers.redis.xinfo_stream(USAGE)["entries-added"])
-    with running(servers.settings):
-        wait(lambda: servers.redis.xlen(USAGE) <= ARRIVALS_PER_S)
-        seconds = time.perf_counter() - began
-        drained = before + int(servers.redis.xinfo_stream(USAGE)["entries-added"]) - added
-        feeder.terminate()
-        feeder.join()
-        wait(lambda: unpublished(servers) == 0)
+    with arriving(servers, sample, HIT_SHARE, ARRIVALS_PER_S):
+        began, before, added = time.perf_counter(), servers.redis.xlen(USAGE), entries_added(servers)
+        with running(servers.settings):
+            wait(lambda: servers.redis.xlen(USAGE) <= ARRIVALS_PER_S)
+            seconds = time.perf_counter() - began
+            drained = before + entries_added(servers) - added
+    drain(servers, relays=True)
     rate = drained / seconds
     ratio = round(rate / ARRIVALS_PER_S, 1)
     return {"seconds": round(seconds, 2), "drained_per_s": round(rate), "drain_ratio": ratio}
@@ -290,7 +320,7 @@ def started(kind: str, kafka: str) -> Iterator[Servers]:
             yield Servers(settings, patient_client(redis_url), pids)
 
 
-def measure(servers: Servers, count: int) -> tuple[list[Figures], dict[str, float]]:
+def measure(servers: Servers, count: int) -> tuple[list[Figures], dict[str, float], list[dict[str, float]]]:
     sample, found = samples(servers.settings, servers.redis), []
     for name, share in (("hits", 1.0), ("misses", 0.0), ("mixed", HIT_SHARE)):
         for parts, relays in (("recorder", False), ("recorder+relay", True)):
@@ -303,7 +333,7 @@ def measure(servers: Servers, count: int) -> tuple[list[Figures], dict[str, floa
                 alone = measured(f"{name}, relay alone", servers, waiting, partial(publish, servers))
                 found.append(alone)
                 sys.stderr.write(f"{found[-1]}\n")
-    return found, catch_up(servers, sample)
+    return found, catch_up(servers, sample), [steady(servers, sample, per_s) for per_s in STEADY_PER_S]
 
 
 def table(found: list[Figures]) -> str:
@@ -323,9 +353,11 @@ def main() -> None:
     parser.add_argument("--entries", type=int, default=10_000, help="of each measurement (10000)")
     asked = parser.parse_args()
     with started(asked.database, asked.kafka) as servers:
-        found, caught_up = measure(servers, asked.entries)
-    sys.stdout.write(f"{asked.database}, {asked.kafka}\n{table(found)}\ndrain: {caught_up}\n")
-    sys.stdout.write(json.dumps({"figures": [asdict(one) for one in found], "drain": caught_up}) + "\n")
+        found, caught_up, steadily = measure(servers, asked.entries)
+    lines = [f"{asked.database}, {asked.kafka}", table(found), f"drain: {caught_up}"]
+    lines += [f"steady, per hit: {one}" for one in steadily]
+    figures = {"figures": [asdict(one) for one in found], "drain": caught_up, "steady": steadily}
+    sys.stdout.write("\n".join([*lines, json.dumps(figures)]) + "\n")
 
 
 if __name__ == "__main__":
