@@ -244,18 +244,29 @@ def entries_added(servers: Servers) -> int:
     return int(servers.redis.xinfo_stream(USAGE)["entries-added"])
 
 
+def entries_left(servers: Servers) -> int:
+    """How many entries have left the stream since the server started."""
+    return entries_added(servers) - int(servers.redis.xlen(USAGE))
+
+
 def steady(servers: Servers, sample: tuple[str, list[Fields], Fields], per_s: int) -> dict[str, float]:
     """While hits arrive at that rate and are recorded and published as they come: what each costs."""
     with running(servers.settings), arriving(servers, sample, 1.0, per_s):
         time.sleep(STEADY_S / 4)
         cpus = {part: cpu_s(pid) for part, pid in servers.pids.items()}
-        cpu, added = time.process_time(), entries_added(servers)
+        cpu, left = time.process_time(), entries_left(servers)
         time.sleep(STEADY_S)
-        count = entries_added(servers) - added
+        count = entries_left(servers) - left
         cpu, behind = time.process_time() - cpu, servers.redis.xlen(USAGE)
         spent = {f"{part}_ms": round((cpu_s(pid) - cpus[part]) * 1000 / count, 4) for part, pid in servers.pids.items()}
     drain(servers, relays=True)
-    return {"hits_per_s": round(count / STEADY_S), "cpu_ms": round(cpu * 1000 / count, 4), "behind": behind, **spent}
+    return {
+        "asked_per_s": per_s,
+        "hits_per_s": round(count / STEADY_S),
+        "cpu_ms": round(cpu * 1000 / count, 4),
+        "behind": behind,
+        **spent,
+    }
 
 
 def catch_up(servers: Servers, sample: tuple[str, list[Fields], Fields]) -> dict[str, float]:
