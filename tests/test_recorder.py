@@ -13,7 +13,7 @@ from config import Settings
 from storage.database import build_engine
 from storage.event import rows_of
 from storage.name import USAGE
-from storage.record import Outgoing, unpublished, write
+from storage.record import Outgoing, count_unpublished, unpublished, write
 from storage.table import events, queries
 from storage.usage import POISON, UsageStream
 from tasks.recorder import Recorder, RecorderProcess
@@ -30,6 +30,11 @@ def opened(redis: Redis, name: str = "r1") -> UsageStream:
 def ids(engine: Engine) -> list[str]:
     with engine.connect() as connection:
         return list(connection.execute(select(queries.c.id).order_by(queries.c.id)).scalars())
+
+
+def waiting_events(engine: Engine) -> int:
+    with engine.connect() as connection:
+        return count_unpublished(connection)
 
 
 def test_it_moves_entries_into_sql(redis: Redis, engine: Engine) -> None:
@@ -183,3 +188,24 @@ def test_it_offers_nothing_of_a_batch_that_had_been_recorded_in_part(redis: Redi
 
     assert offered == []
     assert ids(engine) == ["q1", "q2"]
+
+
+def test_the_process_publishes_what_it_records(
+    redis: Redis, engine: Engine, kafka_servers: str, settings: Callable[..., Settings]
+) -> None:
+    url = engine.url.render_as_string(hide_password=False)
+    process = RecorderProcess(settings(database_url=url, kafka_bootstrap_servers=kafka_servers))
+    running = threading.Thread(target=process.run)
+    running.start()
+    try:
+        for n in range(30):
+            redis.xadd(USAGE, hit(f"q{n:02}"))
+        until = time.monotonic() + 30
+        while redis.xlen(USAGE) or waiting_events(engine):
+            assert time.monotonic() < until
+            time.sleep(0.05)
+    finally:
+        process.stop()
+        running.join(20)
+    assert len(ids(engine)) == 30
+    assert process.state() == {"database": "ok", "kafka": "ok", "waiting_events": 0}
