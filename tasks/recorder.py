@@ -36,7 +36,7 @@ from tasks.relay import Relay, connect
 
 log = logging.getLogger(__name__)
 
-BATCH = 2_000
+BATCH = 1_000
 BLOCK_MS = 500
 GATHER_S = 0.2  # from one small batch to the next: what a batch costs by itself is then shared by many entries
 PAUSE_S = 1.0

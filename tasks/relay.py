@@ -23,7 +23,7 @@ from storage.record import Outgoing, mark_published, unpublished, unpublished_se
 
 log = logging.getLogger(__name__)
 
-BATCH = 2_000
+BATCH = 1_000
 MOST_OFFERED = 10_000  # events; where more wait they are read again
 CONFIRM_TIMEOUT_S = 9.0
 LEADER_TTL_MS = 20_000  # longer than one batch may take, so that two relays do not publish the same rows
@@ -91,12 +91,14 @@ class Relay:
 
         Another thread may call it.
         """
-        self._offered.extend(events)
+        if self.state in ("starting", "ok"):  # else nobody takes them, and they may hold texts
+            self._offered.extend(events)
 
     def run(self) -> int:
         """Publish one batch; how many events were confirmed. Redis and SQLAlchemy errors pass through."""
         if not self._presence.lead("relay", self._token, LEADER_TTL_MS):
             self.state = "standby"
+            self._offered.clear()
             return 0
         try:
             published = self._publish()
@@ -155,4 +157,5 @@ class Relay:
         if self.state != "down":
             log.warning("relay.waiting", extra={"error": type(error).__name__, "detail": str(error)[:300]})
         self.state = "down"
+        self._offered.clear()
         self._disconnect()

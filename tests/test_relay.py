@@ -177,6 +177,16 @@ def test_offers_that_nobody_takes_are_bounded_and_nothing_is_lost(
     assert (unpublished(engine), len(relay._offered)) == (0, 0)
 
 
+def test_nothing_that_is_offered_is_kept_while_kafka_is_away(engine: Engine, redis: Redis) -> None:
+    relay = Relay(engine, Presence(redis), partial(connect, f"127.0.0.1:{free_port()}"))
+    made = write(engine, rows_of([accepted(uuid4().hex)]))
+    relay.offer(made)
+    relay.run()
+    relay.offer(made)
+
+    assert (relay.state, len(relay._offered), unpublished(engine)) == ("down", 0, 1)
+
+
 def test_events_go_to_the_partitions_that_other_clients_would_choose() -> None:
     class Cluster(ClusterMetadata):  # type: ignore[misc]
         def topics(self) -> set[str]:
