@@ -3,8 +3,7 @@
 from pathlib import Path
 from typing import Any
 
-from sqlalchemy import Dialect, Engine, Table, create_engine, event, make_url, text
-from sqlalchemy.dialects import postgresql, sqlite
+from sqlalchemy import Engine, create_engine, event, make_url, text
 from sqlalchemy.engine.interfaces import DBAPIConnection
 
 POOL_WAIT_S = 5
@@ -52,11 +51,6 @@ def _set_pragmas(connection: DBAPIConnection, _record: Any) -> None:
     for pragma in ("journal_mode=WAL", "synchronous=NORMAL", "busy_timeout=5000", "foreign_keys=ON"):
         cursor.execute(f"PRAGMA {pragma}")
     cursor.close()
-
-
-def insert_into(table: Table, dialect: Dialect) -> Any:
-    """An INSERT that knows ON CONFLICT, in the dialect's own form."""
-    return (postgresql if dialect.name == "postgresql" else sqlite).insert(table)
 
 
 def ping(engine: Engine) -> None:

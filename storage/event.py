@@ -6,6 +6,7 @@ Ids follow from what happened (`<query>.completed`, `<job>.attempt.2`), so an en
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
+from functools import lru_cache
 from typing import Any
 
 import orjson
@@ -61,11 +62,13 @@ def _expand_accepted(entry: Mapping[str, bytes], rows: Rows) -> None:
 
 def _expand_hit(entry: Mapping[str, bytes], rows: Rows) -> None:
     caller, answer, at = orjson.loads(entry["caller"]), orjson.loads(entry["answer"]), _time(entry["at"])
-    query = _query(caller | _routing(answer), caller["id"], at) | {"cache": "HIT"}
-    query |= {"status": "completed", "ended_at": at, "baseline_usd": answer["baseline_usd"]}
-    query |= {"provider": answer["provider"], "model": answer["model"], "answer_text": rows.answer_text(answer)}
+    routing, provider, model = _routing(answer), answer["provider"], answer["model"]
+    query = _query({**caller, **routing}, caller["id"], at)
+    query["cache"], query["status"], query["ended_at"] = "HIT", "completed", at
+    query["provider"], query["model"], query["baseline_usd"] = provider, model, answer["baseline_usd"]
+    query["answer_text"] = rows.answer_text(answer)
     rows.ended.append(query)
-    facts = {**_routing(answer), "provider": query["provider"], "model": query["model"], "cost_usd": 0.0}
+    facts = {**routing, "provider": provider, "model": model, "cost_usd": 0.0}
     rows.events.append(_event("query.cache_hit", query, caller["id"], at, facts))
     rows.events.append(_usage_event(query, caller["id"], at))
 
@@ -229,9 +232,11 @@ def _event(
         "tenant": query["tenant"],
         "request_id": query["request_id"],
     }
-    text = {"query_text": query["query_text"]} if query["query_text"] is not None else {}
+    who.update(facts)
+    if query["query_text"] is not None:
+        who["query_text"] = query["query_text"]
     name = f"{query['id']}.{kind.split('.')[1]}" + (f".{life}" if life else "")
-    return _envelope(name, kind, topic, job_id, at, who | facts | text)
+    return _envelope(name, kind, topic, job_id, at, who)
 
 
 def _attempt_event(attempt: Row, job_id: str, tenant: str, at: datetime) -> Row:
@@ -241,11 +246,12 @@ def _attempt_event(attempt: Row, job_id: str, tenant: str, at: datetime) -> Row:
 
 
 def _envelope(event_id: str, kind: str, topic: str, key: str, at: datetime, facts: Row) -> Row:
-    head = {
+    payload = {
         "schema_version": SCHEMA_VERSION,
         "event_id": event_id,
         "type": kind,
-        "occurred_at": at.isoformat(),
+        "occurred_at": _spelled(at),
+        **facts,
     }
     return {
         "event_id": event_id,
@@ -253,7 +259,7 @@ def _envelope(event_id: str, kind: str, topic: str, key: str, at: datetime, fact
         "topic": topic,
         "key": key,
         "tenant": facts.get("tenant") or None,
-        "payload": head | facts,
+        "payload": payload,
         "occurred_at": at,
         "published_at": None,
     }
@@ -281,5 +287,12 @@ def _attempt(attempt: Row, job_id: str, tenant: str, tier: str) -> Row:
     }
 
 
+# Many entries are of the same moment, and all that is made of one entry is.
+@lru_cache(256)
 def _time(ms: bytes | int) -> datetime:
     return datetime.fromtimestamp(int(ms) / 1000, UTC)
+
+
+@lru_cache(256)
+def _spelled(at: datetime) -> str:
+    return at.isoformat()

@@ -1,10 +1,14 @@
 """Entry of the recorder: usage stream → SQL in batches, and the outbox → Kafka on a thread beside it."""
 
+import gc
 import logging
 import os
 import signal
 import socket
+import sqlite3
 import threading
+import time
+from collections.abc import Callable
 from contextlib import suppress
 from functools import partial
 
@@ -19,19 +23,21 @@ from storage.connection import blocking_client, patient_client
 from storage.database import build_engine, ping
 from storage.event import rows_of
 from storage.presence import Presence
-from storage.record import write
+from storage.record import Outgoing, write
 from storage.usage import Entry, UsageStream
 from tasks.build import build_ledger
 from tasks.dispatch import Dispatcher
 from tasks.periodic import Periodic
 from tasks.purge import PERIOD_S, Purge, periods_of
 from tasks.reaper import Reaper
+from tasks.relay import BATCH as RELAY_BATCH
 from tasks.relay import Relay, connect
 
 log = logging.getLogger(__name__)
 
-BATCH = 500
+BATCH = 1_000
 BLOCK_MS = 500
+GATHER_S = 0.2  # from one small batch to the next: what a batch costs by itself is then shared by many entries
 PAUSE_S = 1.0
 RELAY_S = 0.25
 TAKE_OVER_EVERY = 20  # rounds between looks for entries that a dead recorder left behind
@@ -42,10 +48,20 @@ ENTRY_FAULTS = (KeyError, ValueError, TypeError, OverflowError, DataError, Integ
 
 
 class Recorder:
-    """Moves entries from the stream into SQL. An entry leaves the stream only when its rows are committed."""
+    """Moves entries from the stream into SQL. An entry leaves the stream only when its rows are committed.
 
-    def __init__(self, stream: UsageStream, engine: Engine, *, keeps_answers: bool = False) -> None:
-        self._stream, self._engine, self._keeps_answers = stream, engine, keeps_answers
+    `offer` is told the events that were just committed, in their order.
+    """
+
+    def __init__(
+        self,
+        stream: UsageStream,
+        engine: Engine,
+        *,
+        keeps_answers: bool = False,
+        offer: Callable[[list[Outgoing]], None] = lambda events: None,
+    ) -> None:
+        self._stream, self._engine, self._keeps_answers, self._offer = stream, engine, keeps_answers, offer
         self.database_state = "starting"
         self._rounds = 0
         self._unrecorded: list[Entry] = []
@@ -59,11 +75,7 @@ class Recorder:
         entries = self._unrecorded
         if not entries:
             return 0
-        if self._fault_of(entries):
-            for entry in entries:
-                self._record_alone(entry)
-        else:
-            self._stream.acknowledge(entries)
+        self._record(entries)
         self._unrecorded = []
         return len(entries)
 
@@ -74,25 +86,36 @@ class Recorder:
             return left
         return self._stream.read(BATCH, BLOCK_MS)
 
+    def _record(self, entries: list[Entry]) -> None:
+        """Record them together; where one of them is at fault, each half by itself, until that one is alone."""
+        fault = self._fault_of(entries)
+        if not fault:
+            self._stream.acknowledge(entries)
+        elif len(entries) > 1:
+            middle = len(entries) // 2
+            self._record(entries[:middle])
+            self._record(entries[middle:])
+        else:
+            [entry] = entries
+            log.error("recorder.entry_set_aside", extra={"entry": entry.id.decode(), "error": fault})
+            self._stream.set_aside(entry, fault)
+
     def _fault_of(self, entries: list[Entry]) -> str | None:
         """Put the batch into SQL, or name the fault where one of its entries has one. Raises where SQL is away."""
         try:
-            write(self._engine, rows_of((entry.fields for entry in entries), keeps_answers=self._keeps_answers))
+            rows = rows_of((entry.fields for entry in entries), keeps_answers=self._keeps_answers)
+            self._offer(write(self._engine, rows))
         except ENTRY_FAULTS as error:
             return type(error).__name__
-        except DBAPIError:
+        except DBAPIError as error:
+            # SQLite's driver refuses a value in this way, and nothing else.
+            if isinstance(error.orig, sqlite3.ProgrammingError):
+                return type(error).__name__
             raise
         except StatementError as error:  # it never reached the database: a value that no column takes
             return type(error.orig or error).__name__
         self.database_state = "ok"
         return None
-
-    def _record_alone(self, entry: Entry) -> None:
-        if fault := self._fault_of([entry]):
-            log.error("recorder.entry_set_aside", extra={"entry": entry.id.decode(), "error": fault})
-            self._stream.set_aside(entry, fault)
-        else:
-            self._stream.acknowledge([entry])
 
 
 class RecorderProcess:
@@ -105,9 +128,14 @@ class RecorderProcess:
         self._stream = UsageStream(reader, self._name, settings.max_poison_entries)
         self._presence = Presence(client)
         self._engine = build_engine(settings.sql_url)
-        self._recorder = Recorder(self._stream, self._engine, keeps_answers=settings.record_answer_text)
         servers = settings.kafka_bootstrap_servers
         self._relay = Relay(self._engine, self._presence, partial(connect, servers)) if servers else None
+        self._recorder = Recorder(
+            self._stream,
+            self._engine,
+            keeps_answers=settings.record_answer_text,
+            offer=self._relay.offer if self._relay else lambda events: None,
+        )
         self._stopped = threading.Event()
         self._purge = Purge(self._engine, client, periods_of(settings), self._stopped)
         # A reaper here too: while a tier has no worker its jobs still end at their deadlines.
@@ -124,6 +152,7 @@ class RecorderProcess:
         self._stopped.set()
 
     def run(self) -> None:
+        gc.freeze()  # what is there by now stays; to go through it again and again would be an eighth of the CPU
         for loop in self._loops:
             loop.start()
         log.info("recorder.started", extra={"kafka": bool(self._relay)})
@@ -146,7 +175,7 @@ class RecorderProcess:
                     self._recorder.database_state = "ok"
                     self._stream.open()
                     is_open = True
-                self._recorder.run()
+                self._record_batch()
             except ResponseError:
                 is_open = False  # NOGROUP: Redis was emptied
                 self._stopped.wait(PAUSE_S)
@@ -156,9 +185,15 @@ class RecorderProcess:
                 self._recorder.database_state = "down"
                 self._wait("database", error)
 
+    def _record_batch(self) -> None:
+        """Record what there is; where it was little, let some gather. After a pause the first one does not wait."""
+        due = time.monotonic() + GATHER_S
+        if 0 < self._recorder.run() < BATCH:
+            self._stopped.wait(due - time.monotonic())
+
     def _relay_all(self) -> None:
-        """Publish until nothing waits, or the broker does not answer."""
-        while self._relay and self._relay.run() and not self._stopped.is_set():
+        """Publish until little waits, or the broker does not answer."""
+        while self._relay and self._relay.run() >= RELAY_BATCH and not self._stopped.is_set():
             pass
 
     def _report(self) -> None:

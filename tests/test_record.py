@@ -2,6 +2,7 @@
 
 from typing import Any
 
+import orjson
 from sqlalchemy import Engine, Table, func, select
 
 from storage.event import rows_of
@@ -66,7 +67,7 @@ def test_it_hands_the_outbox_out_in_order_and_marks_what_was_published(engine: E
     with engine.connect() as connection:
         assert [row.event_id for row in unpublished(connection, 10)] == ["q1.attempt.1"]
         assert count_unpublished(connection) == 1
-        assert unpublished(connection, 10)[0].payload["outcome"] == "ok"
+        assert orjson.loads(unpublished(connection, 10)[0].payload)["outcome"] == "ok"
 
 
 def test_it_can_put_everything_back_into_the_outbox(engine: Engine) -> None:

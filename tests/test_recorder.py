@@ -13,12 +13,12 @@ from config import Settings
 from storage.database import build_engine
 from storage.event import rows_of
 from storage.name import USAGE
-from storage.record import write
+from storage.record import Outgoing, count_unpublished, unpublished, write
 from storage.table import events, queries
 from storage.usage import POISON, UsageStream
 from tasks.recorder import Recorder, RecorderProcess
 from tests.conftest import migrate
-from tests.usage_entries import AT, accepted, ended
+from tests.usage_entries import AT, accepted, ended, hit
 
 
 def opened(redis: Redis, name: str = "r1") -> UsageStream:
@@ -30,6 +30,11 @@ def opened(redis: Redis, name: str = "r1") -> UsageStream:
 def ids(engine: Engine) -> list[str]:
     with engine.connect() as connection:
         return list(connection.execute(select(queries.c.id).order_by(queries.c.id)).scalars())
+
+
+def waiting_events(engine: Engine) -> int:
+    with engine.connect() as connection:
+        return count_unpublished(connection)
 
 
 def test_it_moves_entries_into_sql(redis: Redis, engine: Engine) -> None:
@@ -140,3 +145,67 @@ def test_the_process_purges_too_and_stops_at_once(
         running.join(20)
     assert time.monotonic() - started < 5
     assert not running.is_alive()
+
+
+def test_it_finds_the_poison_in_a_large_batch_and_records_all_the_others(redis: Redis, engine: Engine) -> None:
+    for n in range(100):
+        redis.xadd(USAGE, {"kind": b"nonsense"} if n in (17, 63, 64) else accepted(f"q{n:03}"))
+    Recorder(opened(redis), engine).run()
+
+    assert len(ids(engine)) == 97
+    assert redis.xlen(POISON) == 3
+    assert redis.xlen(USAGE) == 0
+
+
+def test_a_value_that_no_database_takes_is_the_entrys_fault(redis: Redis, engine: Engine) -> None:
+    redis.xadd(USAGE, ended("q1", facts={"usage": {"prompt_tokens": {"a": 1}, "completion_tokens": 1}}))
+    redis.xadd(USAGE, ended("q2"))
+    Recorder(opened(redis), engine).run()
+
+    assert "q2" in ids(engine)
+    assert (redis.xlen(USAGE), redis.xlen(POISON)) == (0, 1)
+
+
+def test_it_offers_the_events_as_the_table_has_them_once_they_are_committed(redis: Redis, engine: Engine) -> None:
+    offered: list[Outgoing] = []
+    recorder = Recorder(opened(redis), engine, offer=offered.extend)
+    for entry in (accepted("q1", text='a "quoted"\n\\ text, äöü'), ended("q1"), hit("q2")):
+        redis.xadd(USAGE, entry)
+    recorder.run()
+
+    with engine.connect() as connection:
+        waiting = unpublished(connection, 10)
+    assert offered == waiting
+    assert len(waiting) == 6
+
+
+def test_it_offers_nothing_of_a_batch_that_had_been_recorded_in_part(redis: Redis, engine: Engine) -> None:
+    write(engine, rows_of([accepted("q1")]))
+    offered: list[Outgoing] = []
+    for entry in (accepted("q1"), accepted("q2")):
+        redis.xadd(USAGE, entry)
+    Recorder(opened(redis), engine, offer=offered.extend).run()
+
+    assert offered == []
+    assert ids(engine) == ["q1", "q2"]
+
+
+def test_the_process_publishes_what_it_records(
+    redis: Redis, engine: Engine, kafka_servers: str, settings: Callable[..., Settings]
+) -> None:
+    url = engine.url.render_as_string(hide_password=False)
+    process = RecorderProcess(settings(database_url=url, kafka_bootstrap_servers=kafka_servers))
+    running = threading.Thread(target=process.run)
+    running.start()
+    try:
+        for n in range(30):
+            redis.xadd(USAGE, hit(f"q{n:02}"))
+        until = time.monotonic() + 30
+        while redis.xlen(USAGE) or waiting_events(engine):
+            assert time.monotonic() < until
+            time.sleep(0.05)
+    finally:
+        process.stop()
+        running.join(20)
+    assert len(ids(engine)) == 30
+    assert process.state() == {"database": "ok", "kafka": "ok", "waiting_events": 0}

@@ -1,10 +1,15 @@
 """The relay: outbox to a broker that speaks Kafka's protocol, in order, and nothing lost while it is away."""
 
+from collections.abc import Iterator
 from functools import partial
+from uuid import uuid4
 
+import pytest
 from kafka import KafkaConsumer, TopicPartition
+from kafka.cluster import ClusterMetadata
+from kafka.partitioner import DefaultPartitioner
 from redis import Redis
-from sqlalchemy import Engine
+from sqlalchemy import Engine, delete
 
 from embedded import broker
 from embedded.port import free_port
@@ -12,7 +17,8 @@ from embedded.supervisor import Supervisor
 from storage.event import TOPICS, USAGE_TOPIC, rows_of
 from storage.presence import Presence
 from storage.record import count_unpublished, write
-from tasks.relay import Relay, connect
+from storage.table import events
+from tasks.relay import MOST_OFFERED, KeyPartitioner, Relay, connect
 from tests.usage_entries import accepted, ended
 
 
@@ -103,3 +109,95 @@ def test_an_address_that_cannot_be_one_is_down_and_not_the_end(engine: Engine, r
 
     assert relay.run() == 0
     assert relay.state == "down"
+
+
+def event_ids(servers: str, key: str) -> list[str]:
+    """The job's events on the topic of analytics, repeats included, in their order."""
+    return [headers["event_id"].decode() for found, headers in consume(servers, TOPICS[0]) if found == key.encode()]
+
+
+@pytest.fixture
+def relay(engine: Engine, redis: Redis, kafka_servers: str) -> Iterator[Relay]:
+    made = Relay(engine, Presence(redis), partial(connect, kafka_servers))
+    yield made
+    made.stop()
+
+
+def test_it_publishes_what_it_is_offered_without_reading_it(
+    engine: Engine, relay: Relay, kafka_servers: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    job, read = uuid4().hex, []
+    monkeypatch.setattr("tasks.relay.unpublished", lambda connection, at_most: read.append(at_most) or [])
+    relay.offer(write(engine, rows_of([accepted(job), ended(job)])))
+
+    assert (relay.run(), unpublished(engine), read) == (4, 0, [])
+    assert event_ids(kafka_servers, job) == [f"{job}.accepted", f"{job}.completed", f"{job}.attempt.1"]
+
+
+def test_what_waits_in_the_table_goes_before_what_is_offered(engine: Engine, relay: Relay, kafka_servers: str) -> None:
+    job = uuid4().hex
+    write(engine, rows_of([accepted(job)]))  # by another recorder
+    relay.offer(write(engine, rows_of([ended(job)])))
+
+    assert (relay.run(), relay.run(), unpublished(engine)) == (4, 0, 0)
+    assert event_ids(kafka_servers, job) == [f"{job}.accepted", f"{job}.completed", f"{job}.attempt.1"]
+
+
+def test_what_was_published_from_the_table_is_not_published_again_from_the_offer(
+    engine: Engine, relay: Relay, kafka_servers: str
+) -> None:
+    job = uuid4().hex
+    made = write(engine, rows_of([accepted(job), ended(job)]))
+    assert relay.run() == 4
+    relay.offer(made)
+
+    assert relay.run() == 0
+    assert len(event_ids(kafka_servers, job)) == 3
+
+
+def test_what_was_erased_meanwhile_is_not_published(engine: Engine, relay: Relay, kafka_servers: str) -> None:
+    gone, kept = uuid4().hex, uuid4().hex
+    relay.offer(write(engine, rows_of([accepted(gone), accepted(kept)])))
+    with engine.begin() as connection:
+        connection.execute(delete(events).where(events.c.key == gone))
+
+    assert relay.run() == 1
+    assert event_ids(kafka_servers, gone) == []
+    assert event_ids(kafka_servers, kept) == [f"{kept}.accepted"]
+
+
+def test_offers_that_nobody_takes_are_bounded_and_nothing_is_lost(
+    engine: Engine, relay: Relay, kafka_servers: str
+) -> None:
+    made = write(engine, rows_of([accepted(uuid4().hex)]))
+    relay.offer(made * (MOST_OFFERED + 5))
+
+    assert len(relay._offered) == MOST_OFFERED
+    assert relay.run() == 1
+    assert (unpublished(engine), len(relay._offered)) == (0, 0)
+
+
+def test_nothing_that_is_offered_is_kept_while_kafka_is_away(engine: Engine, redis: Redis) -> None:
+    relay = Relay(engine, Presence(redis), partial(connect, f"127.0.0.1:{free_port()}"))
+    made = write(engine, rows_of([accepted(uuid4().hex)]))
+    relay.offer(made)
+    relay.run()
+    relay.offer(made)
+
+    assert (relay.state, len(relay._offered), unpublished(engine)) == ("down", 0, 1)
+
+
+def test_events_go_to_the_partitions_that_other_clients_would_choose() -> None:
+    class Cluster(ClusterMetadata):  # type: ignore[misc]
+        def topics(self) -> set[str]:
+            return {"t"}
+
+        def partitions_for_topic(self, topic: str) -> set[int]:
+            return {2, 0, 1, 4, 3}
+
+        def available_partitions_for_topic(self, topic: str) -> set[int]:
+            return {0}
+
+    for key in (uuid4().hex.encode() for _ in range(50)):
+        asked = ("t", key, key, b"", b"", Cluster())
+        assert KeyPartitioner().partition(*asked) == DefaultPartitioner().partition(*asked)
