@@ -10,7 +10,6 @@ from uuid import uuid4
 
 from kafka import KafkaProducer
 from kafka.admin import KafkaAdminClient, NewTopic
-from kafka.codec import has_lz4
 from kafka.errors import KafkaError, KafkaTimeoutError, TopicAlreadyExistsError
 from kafka.partitioner.abc import Partitioner
 from kafka.partitioner.default import murmur2
@@ -39,7 +38,7 @@ def connect(servers: str) -> KafkaProducer:
         client_id="ai-query-router",
         acks="all",
         enable_idempotence=True,
-        compression_type="lz4" if has_lz4() else "gzip",  # kafka-python packs with gzip at its slowest level
+        compression_type=None,  # any consumer can read it; `compression.type` of a topic has the broker pack
         partitioner=KeyPartitioner(),
         linger_ms=20,
         batch_size=65_536,
