@@ -11,6 +11,8 @@ from storage.event import Row, Rows
 from storage.rollup import QUERY, Change
 from storage.table import attempts, events, queries
 
+COUNTED_AT_MOST = 10_000  # events; more than that is told by their numbers
+
 
 def write(engine: Engine, rows: Rows) -> None:
     """Write all rows or none. SQLAlchemy errors pass through."""
@@ -45,8 +47,16 @@ def mark_unpublished(engine: Engine) -> int:
 
 
 def count_unpublished(connection: Connection) -> int:
-    waiting = select(func.count()).select_from(events).where(events.c.published_at.is_(None))
-    return connection.execute(waiting).scalar_one()
+    """Exact up to COUNTED_AT_MOST; beyond that, how many there are from the first that waits to the newest event.
+
+    Events leave in order, so nearly all of those wait.
+    """
+    waiting = select(events.c.seq).where(events.c.published_at.is_(None)).order_by(events.c.seq)
+    first = waiting.limit(COUNTED_AT_MOST + 1).subquery()
+    count, oldest = connection.execute(select(func.count(), func.min(first.c.seq))).one()
+    if count > COUNTED_AT_MOST:
+        count = connection.execute(select(func.max(events.c.seq))).scalar_one() - oldest + 1
+    return int(count)
 
 
 def _write_queries(connection: Connection, opened: dict[str, Row], ended: dict[str, Row], change: Change) -> None:

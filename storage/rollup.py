@@ -1,8 +1,9 @@
 """Roll-ups: what the statistics add up, kept per minute, hour and day by every transaction that changes the rows.
 
-A bucket's tally is what a scan of its rows would count. It is a flat JSON object of whole numbers, so that tallies add
-and subtract exactly: `queries/<tier>/<cache>/<status>` → how many, likewise `cost` and `baseline` (in PICO_USD) and the
-tokens; `latency/<tier>/<latency_bucket>`; `attempts/<provider>/<outcome>`, `spent`, and `timed` calls and their `micros`.
+A bucket's tally is what a scan of its rows would count: a flat JSON object of whole numbers, so that tallies add and
+subtract exactly. `queries/<tier>/<cache>/<status>` is how many there were, likewise `cost` and `baseline` (PICO_USD) and
+the tokens; `latency/<tier>/<latency_bucket>` those answered so fast; `attempts/<provider>/<outcome>` how many calls,
+likewise what they `spent` (PICO_USD), how many were `timed`, and the `micros` they took.
 """
 
 from collections import Counter, defaultdict
@@ -13,8 +14,21 @@ from operator import itemgetter
 from typing import Any, TypeAlias
 
 import orjson
-from sqlalchemy import ColumnElement, Connection, Select, Table, delete, literal, or_, select, text, tuple_, union_all
-from sqlalchemy import Row as Record
+from sqlalchemy import (
+    Column,
+    ColumnElement,
+    Connection,
+    Row,
+    Select,
+    Table,
+    delete,
+    literal,
+    or_,
+    select,
+    text,
+    tuple_,
+    union_all,
+)
 
 from storage.database import insert_into
 from storage.table import attempts, queries, rollups
@@ -27,12 +41,24 @@ PAGE = 10_000
 
 Tally: TypeAlias = Counter[str]
 Facts: TypeAlias = Sequence[Any]
-Bucket: TypeAlias = tuple[str, int, int]
+Bucket: TypeAlias = tuple[str, int, int]  # tenant, minutes long, start
+Columns: TypeAlias = tuple[Column[Any], ...]
 
-q, a = queries.c, attempts.c
-QUERY = (q.tenant, q.created_at, q.tier, q.cache, q.status, q.cost_usd, q.baseline_usd)
-QUERY += (q.prompt_tokens, q.completion_tokens, q.latency_bucket)
-ATTEMPT = (a.tenant, a.started_at, a.provider, a.outcome, a.cost_usd, a.latency_ms)
+QUERY: Columns = tuple(
+    queries.c[
+        "tenant",
+        "created_at",
+        "tier",
+        "cache",
+        "status",
+        "cost_usd",
+        "baseline_usd",
+        "prompt_tokens",
+        "completion_tokens",
+        "latency_bucket",
+    ]
+)
+ATTEMPT: Columns = tuple(attempts.c["tenant", "started_at", "provider", "outcome", "cost_usd", "latency_ms"])
 
 
 def _count_query(facts: Facts) -> Iterator[tuple[str, int]]:
@@ -60,7 +86,7 @@ def _count_attempt(facts: Facts) -> Iterator[tuple[str, int]]:
 
 
 # What of a table's rows is rolled up, and how: tenant and time come first.
-COUNTED: Mapping[Table, tuple[tuple[ColumnElement[Any], ...], Callable[[Facts], Iterator[tuple[str, int]]]]] = {
+COUNTED: Mapping[Table, tuple[Columns, Callable[[Facts], Iterator[tuple[str, int]]]]] = {
     queries: (QUERY, _count_query),
     attempts: (ATTEMPT, _count_attempt),
 }
@@ -129,7 +155,7 @@ def total(connection: Connection, since: datetime, tenant: str | None = None) ->
 def fill(connection: Connection) -> Iterator[int]:
     """Count all rows there are into empty roll-ups, PAGE rows at a time; yields how many were counted."""
     for table in COUNTED:
-        last: Record[Any] | None = None
+        last: Row[Any] | None = None
         while page := connection.execute(_page(table, last)).all():
             change = Change()
             change.count(table, page)
@@ -154,7 +180,7 @@ def _since(minute: int, tenant: str) -> Select[Any]:
     return select(union_all(*parts).subquery().c.tally)
 
 
-def _page(table: Table, last: Record[Any] | None) -> Select[Any]:
+def _page(table: Table, last: Row[Any] | None) -> Select[Any]:
     columns, key = COUNTED[table][0], tuple(table.primary_key.columns)
     time = columns[1]
     page = select(*columns, *key)
