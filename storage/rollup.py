@@ -1,9 +1,9 @@
 """Roll-ups: what the statistics add up, kept per minute, hour and day by every transaction that changes the rows.
 
 A bucket's tally is what a scan of its rows would count: a flat JSON object of whole numbers, so that tallies add and
-subtract exactly. `queries/<tier>/<cache>/<status>` is how many there were, likewise `cost` and `baseline` (PICO_USD) and
-the tokens; `latency/<tier>/<latency_bucket>` those answered so fast; `attempts/<provider>/<outcome>` how many calls,
-likewise what they `spent` (PICO_USD), how many were `timed`, and the `micros` they took.
+subtract exactly. `queries/<tier>/<cache>/<status>` is how many there were, likewise `cost` and `baseline` (PICO_USD)
+and the tokens; `latency/<tier>/<latency_bucket>` those answered so fast; `attempts/<provider>/<outcome>` how many
+calls, likewise what they `spent` (PICO_USD), how many were `timed`, and the `micros` they took.
 """
 
 from collections import Counter, defaultdict
@@ -18,7 +18,6 @@ from sqlalchemy import (
     Column,
     ColumnElement,
     Connection,
-    Row,
     Select,
     Table,
     delete,
@@ -30,7 +29,7 @@ from sqlalchemy import (
     union_all,
 )
 
-from storage.database import insert_into
+from storage.database import begin_writing, insert_into
 from storage.table import attempts, queries, rollups
 
 ALL = "*"  # every tenant's sum; none can be named so
@@ -147,18 +146,26 @@ def delete_counted(connection: Connection, table: Table, condition: ColumnElemen
 def total(connection: Connection, since: datetime, tenant: str | None = None) -> Tally:
     """Everything from the minute of `since` on, of one tenant or of all."""
     found: Tally = Counter()
-    for tally in connection.execute(_since(minute_of(since), tenant or ALL)).scalars():
+    for tally in connection.execute(buckets_since(minute_of(since), tenant or ALL)).scalars():
         found.update(orjson.loads(tally))
     return found
 
 
-def fill(connection: Connection) -> Iterator[int]:
-    """Count all rows there are into empty roll-ups, PAGE rows at a time; yields how many were counted."""
-    for table in COUNTED:
-        last: Row[Any] | None = None
+def recount(connection: Connection) -> Iterator[int]:
+    """Make all roll-ups anew from the rows there are, PAGE of them at a time; yields how many were counted.
+
+    Recorders wait until the transaction ends: what one wrote meanwhile would be counted by nobody.
+    """
+    begin_writing(connection)
+    if connection.dialect.name == "postgresql":
+        connection.execute(text("SET LOCAL statement_timeout = 0"))
+        connection.execute(text("LOCK TABLE queries, attempts IN SHARE MODE"))
+    connection.execute(delete(rollups))
+    for table, (columns, _) in COUNTED.items():
+        last: Facts | None = None
         while page := connection.execute(_page(table, last)).all():
             change = Change()
-            change.count(table, page)
+            change.count(table, (row[: len(columns)] for row in page))
             change.apply(connection)
             last = page[-1]
             yield len(page)
@@ -169,7 +176,7 @@ def minute_of(at: datetime) -> int:
     return int(at.timestamp() // 60)
 
 
-def _since(minute: int, tenant: str) -> Select[Any]:
+def buckets_since(minute: int, tenant: str) -> Select[Any]:
     """Minutes up to the next full hour, hours up to the next full day, days: few rows, whatever the window."""
     r, parts = rollups.c, []
     for span, longer in pairwise(SPANS):
@@ -180,7 +187,7 @@ def _since(minute: int, tenant: str) -> Select[Any]:
     return select(union_all(*parts).subquery().c.tally)
 
 
-def _page(table: Table, last: Row[Any] | None) -> Select[Any]:
+def _page(table: Table, last: Facts | None) -> Select[Any]:
     columns, key = COUNTED[table][0], tuple(table.primary_key.columns)
     time = columns[1]
     page = select(*columns, *key)
