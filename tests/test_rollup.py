@@ -1,6 +1,9 @@
 """Roll-ups equal what a scan of the rows gives, whatever was written, delivered twice, purged or erased."""
 
 import json
+import os
+import subprocess
+import sys
 import threading
 from collections import Counter
 from datetime import UTC, datetime, timedelta
@@ -9,7 +12,7 @@ from typing import Any
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from sqlalchemy import Engine, delete, insert, select, text
+from sqlalchemy import Engine, delete, insert, select, text, update
 
 from storage.database import build_engine
 from storage.erase import erase_rows, rows_of_tenant
@@ -18,6 +21,7 @@ from storage.record import write
 from storage.retention import Periods, chores, sweep
 from storage.rollup import ALL, SPANS, Change, buckets_since, minute_of, recount, total
 from storage.table import attempts, metadata, queries, rollups
+from tests.conftest import ROOT
 from tests.usage_entries import AT, accepted, ended, hit
 
 NOW = datetime.fromtimestamp(AT / 1000, UTC)
@@ -238,8 +242,23 @@ def test_a_recorder_that_finds_a_row_of_another_counts_the_difference(engine: En
     other.dispose()
 
     assert slow.is_set()
+    assert rolled_up(engine, NOW)["queries/medium/MISS/completed"] == 1
     assert_equal(engine)
 
 
 def test_minutes_are_those_of_utc() -> None:
     assert minute_of(datetime(1970, 1, 2, 0, 1, 59, tzinfo=UTC)) == 1441
+
+
+def test_the_command_counts_anew(engine: Engine) -> None:
+    write(engine, rows_of([accepted("q1"), ended("q1"), hit("h1")]))
+    counted = stored(engine)
+    with engine.begin() as connection:
+        connection.execute(update(rollups).values(tally='{"queries/medium/HIT/completed": 70}'))
+    url = engine.url.render_as_string(hide_password=False)
+    env = {**os.environ, "DATABASE_URL": url, "ENV_FILE": os.devnull}
+    command = [sys.executable, "-m", "tasks.recount"]
+    done = subprocess.run(command, cwd=ROOT, env=env, capture_output=True, text=True, timeout=60)
+
+    assert (done.returncode, done.stdout.split("\r")[-1]) == (0, "3 rows counted\n")
+    assert stored(engine) == counted
