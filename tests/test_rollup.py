@@ -260,5 +260,5 @@ def test_the_command_counts_anew(engine: Engine) -> None:
     command = [sys.executable, "-m", "tasks.recount"]
     done = subprocess.run(command, cwd=ROOT, env=env, capture_output=True, text=True, timeout=60)
 
-    assert (done.returncode, done.stdout.split("\r")[-1]) == (0, "3 rows counted\n")
+    assert (done.returncode, done.stdout.splitlines()[-1]) == (0, "3 rows counted")
     assert stored(engine) == counted
