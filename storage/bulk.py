@@ -34,14 +34,41 @@ from storage.table import UtcDateTime
 BulkRow = Mapping[str, Any]
 
 
-def insert_new(connection: Connection, table: Table, rows: Sequence[BulkRow]) -> list[int]:
+def insert_numbered(connection: Connection, table: Table, rows: Sequence[BulkRow]) -> list[int]:
     """Insert those that are not there yet. Returns the numbers that the table gave them, in their order; none where
-    it gives none, or where some of the rows were there."""
+    some of the rows were there."""
     if not rows:
         return []
     if connection.dialect.name == "postgresql":
-        return _unfold(connection, table, rows, is_new=True)
-    return _execute_many(connection, table, rows, is_new=True)
+        numbers = list(_unfold(connection, table, rows, is_new=True).scalars())
+        return numbers if len(numbers) == len(rows) else []
+    if _execute_many(connection, table, rows, is_new=True) < len(rows):
+        return []
+    # The transaction has the database to itself, and gives each row the number after the highest.
+    last: Any = connection.execute(select(func.max(table.autoincrement_column))).scalar_one()
+    return list(range(last - len(rows) + 1, last + 1))
+
+
+def insert_absent(connection: Connection, table: Table, rows: Sequence[BulkRow]) -> list[BulkRow]:
+    """Insert those that are not there yet, and return them; of two with one key the first counts.
+
+    They go in in the order of their keys, so that two transactions never lock crosswise.
+    """
+    key_of = _key_of(table)
+    given = {key_of(row): row for row in reversed(rows)}
+    wanted = [given[key] for key in sorted(given)]
+    if not wanted:
+        return []
+    if connection.dialect.name == "postgresql":
+        return [given[tuple(key)] for key in _unfold(connection, table, wanted, is_new=True)]
+    # The transaction has the database to itself: what is not there now is not there when it is inserted.
+    first, *_ = keys = table.primary_key.columns.values()
+    named = {row[first.name] for row in wanted}
+    there = {tuple(key) for key in connection.execute(select(*keys).where(first.in_(named)))}
+    absent = [row for row in wanted if key_of(row) not in there]
+    if absent:
+        _execute_many(connection, table, absent, is_new=True)
+    return absent
 
 
 def upsert(connection: Connection, table: Table, rows: Sequence[BulkRow]) -> None:
@@ -54,10 +81,8 @@ def upsert(connection: Connection, table: Table, rows: Sequence[BulkRow]) -> Non
         _execute_many(connection, table, rows, is_new=False)
 
 
-def _unfold(connection: Connection, table: Table, rows: Sequence[BulkRow], *, is_new: bool) -> list[int]:
-    found = connection.execute(_unfolding_insert(table, is_new), {"rows": dumps(rows, default=Fragment).decode()})
-    numbers = list(found.scalars()) if found.returns_rows else []
-    return numbers if len(numbers) == len(rows) else []
+def _unfold(connection: Connection, table: Table, rows: Sequence[BulkRow], *, is_new: bool) -> Any:
+    return connection.execute(_unfolding_insert(table, is_new), {"rows": dumps(rows, default=Fragment).decode()})
 
 
 @cache
@@ -67,8 +92,7 @@ def _unfolding_insert(table: Table, is_new: bool) -> Any:
     parts = func.json_to_recordset(given).table_valued(*map(_in_json, columns))
     insert = postgresql.insert(table).from_select(columns, select(parts.render_derived(with_types=True)))
     insert = _settled(insert, table, is_new)
-    number = table.autoincrement_column
-    return insert if number is None else insert.returning(number)
+    return insert.returning(*table.primary_key.columns) if is_new else insert
 
 
 def _in_json(column: Column[Any]) -> Any:
@@ -84,14 +108,15 @@ def _in_json(column: Column[Any]) -> Any:
     return named(column.name, kind)
 
 
-def _execute_many(connection: Connection, table: Table, rows: Sequence[BulkRow], *, is_new: bool) -> list[int]:
-    done = connection.exec_driver_sql(_sqlite_insert(table, is_new), list(map(_tuple_maker(table), rows)))
-    number = table.autoincrement_column
-    if number is None or done.rowcount < len(rows):
-        return []
-    # The transaction has the database to itself, and gives each row the number after the highest.
-    last = connection.execute(select(func.max(number))).scalar_one()
-    return list(range(last - len(rows) + 1, last + 1))
+def _execute_many(connection: Connection, table: Table, rows: Sequence[BulkRow], *, is_new: bool) -> int:
+    """How many rows it has written."""
+    return connection.exec_driver_sql(_sqlite_insert(table, is_new), list(map(_tuple_maker(table), rows))).rowcount
+
+
+@cache
+def _key_of(table: Table) -> Callable[[BulkRow], tuple[Any, ...]]:
+    names = table.primary_key.columns.keys()
+    return lambda row: tuple(row[name] for name in names)
 
 
 @cache

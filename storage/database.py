@@ -3,7 +3,8 @@
 from pathlib import Path
 from typing import Any
 
-from sqlalchemy import Engine, create_engine, event, make_url, text
+from sqlalchemy import Connection, Dialect, Engine, Table, create_engine, event, make_url, text
+from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.engine.interfaces import DBAPIConnection
 
 POOL_WAIT_S = 5
@@ -51,6 +52,18 @@ def _set_pragmas(connection: DBAPIConnection, _record: Any) -> None:
     for pragma in ("journal_mode=WAL", "synchronous=NORMAL", "busy_timeout=5000", "foreign_keys=ON"):
         cursor.execute(f"PRAGMA {pragma}")
     cursor.close()
+
+
+def begin_writing(connection: Connection) -> None:
+    """Take SQLite's write lock before anything is read, so that it stays as it was read; PostgreSQL locks rows."""
+    driver: Any = connection.connection.dbapi_connection
+    if connection.dialect.name == "sqlite" and not driver.in_transaction:
+        connection.exec_driver_sql("BEGIN IMMEDIATE")
+
+
+def insert_into(table: Table, dialect: Dialect) -> Any:
+    """An INSERT that knows ON CONFLICT, in the dialect's own form."""
+    return (postgresql if dialect.name == "postgresql" else sqlite).insert(table)
 
 
 def ping(engine: Engine) -> None:

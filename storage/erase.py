@@ -6,13 +6,14 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 
 import orjson
-from sqlalchemy import ColumnElement, Engine, Table, and_, delete, select, tuple_, update
+from sqlalchemy import ColumnElement, Engine, Table, and_, select, tuple_, update
 
 from storage.answer import answer_key
 from storage.connection import RedisClient, load_script
 from storage.ledger import JOB_PARTS
 from storage.name import DONE, DUE, PREFIX, USAGE, attempts_key, callers_key, dead_key, job_key
-from storage.table import api_keys, attempts, events, queries
+from storage.rollup import delete_counted
+from storage.table import api_keys, attempts, events, queries, rollups
 from storage.usage import GROUP, POISON, entries_of
 
 BATCH = 1_000
@@ -54,7 +55,9 @@ class Rows:
 def rows_of_tenant(tenant: str) -> tuple[Rows, ...]:
     # Events from before they had a tenant of their own say it in their payload.
     untold = and_(events.c.tenant.is_(None), events.c.payload["tenant"].as_string() == tenant)
-    named = tuple(Rows(table.name, table, table.c.tenant == tenant) for table in (api_keys, queries, attempts, events))
+    # With queries and attempts go their sums, also from those of all tenants: roll-ups come after them.
+    tables = (api_keys, queries, attempts, events, rollups)
+    named = tuple(Rows(table.name, table, table.c.tenant == tenant) for table in tables)
     return (*named, Rows("events", events, untold))
 
 
@@ -76,7 +79,7 @@ def erase_rows(engine: Engine, rows: Rows) -> Iterator[int]:
     some = select(*rows.table.primary_key.columns).where(rows.condition).limit(BATCH)
     while True:
         with engine.begin() as connection:
-            count = int(connection.execute(delete(rows.table).where(key.in_(some))).rowcount)
+            count = delete_counted(connection, rows.table, key.in_(some))
         yield count
         if count < BATCH:
             return

@@ -1,60 +1,68 @@
-"""Read models for GET /api/v1/metrics: plain GROUP BYs over the analytics tables."""
+"""Read models for GET /api/v1/metrics, from the roll-ups: a few hundred rows, however many queries there were."""
 
 from collections import defaultdict
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 
-from sqlalchemy import Column, ColumnElement, Connection, Row, Table, func, select
+from sqlalchemy import Connection
 
 from storage.histogram import percentile
 from storage.record import count_unpublished
-from storage.table import attempts, queries
+from storage.rollup import PICO_USD, Tally, total
 
-Scope = tuple[ColumnElement[bool], ...]
 SHARES = {"p50": 0.50, "p95": 0.95, "p99": 0.99}
+SUMS = ("cost", "baseline", "prompt_tokens", "completion_tokens")
+
+
+@dataclass(frozen=True, slots=True)
+class Total:
+    """The queries that one tier answered, or did not, in one way. Money in USD."""
+
+    tier: str
+    cache: str
+    status: str
+    n: int
+    cost: float
+    baseline: float
+    prompt: int
+    completion: int
 
 
 def measure(connection: Connection, since: datetime, tenant: str | None = None) -> dict[str, Any]:
-    """Everything the database knows of the queries accepted since then, of one tenant or of all.
+    """Everything the database knows of the queries accepted since that minute, of one tenant or of all.
 
     Money in USD, latencies in ms. The outbox is everybody's, so one tenant is told nothing of it.
     """
-    queried, tried = (
-        _scope(queries, queries.c.created_at, since, tenant),
-        _scope(attempts, attempts.c.started_at, since, tenant),
-    )
-    totals = _totals(connection, queried)
+    tally = total(connection, since, tenant)
+    totals = list(_totals(tally))
     return {
         "queries": _by_status(totals),
         "cache": _cache(totals),
-        "tiers": _tiers(totals, _latencies(connection, queried)),
-        "providers": _providers(connection, tried),
+        "tiers": _tiers(totals, _latencies(tally)),
+        "providers": _providers(tally),
         "cost": _cost(totals),
         "unpublished_events": count_unpublished(connection) if tenant is None else None,
     }
 
 
-def _scope(table: Table, moment: Column[datetime], since: datetime, tenant: str | None) -> Scope:
-    return (moment >= since,) if tenant is None else (table.c.tenant == tenant, moment >= since)
+def _entries(tally: Tally, name: str) -> Iterator[tuple[list[str], int]]:
+    """The counts of this name, each with what it is grouped by."""
+    for key, number in sorted(tally.items()):
+        kind, *group = key.split("/")
+        if kind == name:
+            yield group, number
 
 
-def _totals(connection: Connection, scope: Scope) -> list[Row[Any]]:
-    q = queries.c
-    grouped = select(
-        q.tier,
-        q.cache,
-        q.status,
-        func.count().label("n"),
-        func.sum(q.cost_usd).label("cost"),
-        func.sum(q.baseline_usd).label("baseline"),
-        func.coalesce(func.sum(q.prompt_tokens), 0).label("prompt"),
-        func.coalesce(func.sum(q.completion_tokens), 0).label("completion"),
-    )
-    return list(connection.execute(grouped.where(*scope).group_by(q.tier, q.cache, q.status)))
+def _totals(tally: Tally) -> Iterator[Total]:
+    for (tier, cache, status), n in _entries(tally, "queries"):
+        group = f"{tier}/{cache}/{status}"
+        cost, baseline, prompt, completion = (tally[f"{name}/{group}"] for name in SUMS)
+        yield Total(tier, cache, status, n, cost / PICO_USD, baseline / PICO_USD, prompt, completion)
 
 
-def _by_status(totals: Iterable[Row[Any]]) -> dict[str, int]:
+def _by_status(totals: Iterable[Total]) -> dict[str, int]:
     counts: dict[str, int] = defaultdict(int)
     for row in totals:
         counts["total"] += row.n
@@ -62,7 +70,7 @@ def _by_status(totals: Iterable[Row[Any]]) -> dict[str, int]:
     return {"total": 0, "completed": 0, "failed": 0, "open": 0} | counts
 
 
-def _cache(totals: Iterable[Row[Any]]) -> dict[str, Any]:
+def _cache(totals: Iterable[Total]) -> dict[str, Any]:
     counts: dict[str, int] = defaultdict(int)
     for row in totals:
         counts[row.cache] += row.n
@@ -76,12 +84,12 @@ def _cache(totals: Iterable[Row[Any]]) -> dict[str, Any]:
     }
 
 
-def _tiers(totals: list[Row[Any]], latencies: dict[str, dict[int, int]]) -> dict[str, Any]:
+def _tiers(totals: list[Total], latencies: dict[str, dict[int, int]]) -> dict[str, Any]:
     names = sorted({row.tier for row in totals})
     return {name: _tier([r for r in totals if r.tier == name], latencies[name]) for name in names}
 
 
-def _tier(rows: list[Row[Any]], latencies: dict[int, int]) -> dict[str, Any]:
+def _tier(rows: list[Total], latencies: dict[int, int]) -> dict[str, Any]:
     return {
         "queries": sum(row.n for row in rows),
         "hits": sum(row.n for row in rows if row.cache == "HIT"),
@@ -93,38 +101,28 @@ def _tier(rows: list[Row[Any]], latencies: dict[int, int]) -> dict[str, Any]:
     }
 
 
-def _latencies(connection: Connection, scope: Scope) -> dict[str, dict[int, int]]:
+def _latencies(tally: Tally) -> dict[str, dict[int, int]]:
     """Per tier, how many answers that were not hits fell into each bucket."""
-    q = queries.c
-    answered = (*scope, q.status == "completed", q.latency_bucket.is_not(None))
-    grouped = select(q.tier, q.latency_bucket, func.count()).where(*answered).group_by(q.tier, q.latency_bucket)
     found: dict[str, dict[int, int]] = defaultdict(dict)
-    for tier, bucket, count in connection.execute(grouped):
-        found[tier][bucket] = count
+    for (tier, bucket), count in _entries(tally, "latency"):
+        found[tier][int(bucket)] = count
     return found
 
 
-def _providers(connection: Connection, scope: Scope) -> dict[str, Any]:
-    a = attempts.c
-    grouped = select(
-        a.provider,
-        a.outcome,
-        func.count().label("n"),
-        func.sum(a.cost_usd).label("cost"),
-        func.avg(a.latency_ms),
-    ).where(*scope, a.provider.is_not(None))
+def _providers(tally: Tally) -> dict[str, Any]:
     found: dict[str, Any] = {}
-    for provider, outcome, count, cost, mean_ms in connection.execute(grouped.group_by(a.provider, a.outcome)):
+    for (provider, outcome), count in _entries(tally, "attempts"):
         entry = found.setdefault(provider, {"attempts": 0, "outcomes": {}, "cost_usd": 0.0, "mean_latency_ms": None})
         entry["attempts"] += count
         entry["outcomes"][outcome] = count
-        entry["cost_usd"] = _money(entry["cost_usd"] + cost)
-        if outcome == "ok":
-            entry["mean_latency_ms"] = round(mean_ms, 1)
+        entry["cost_usd"] = _money(entry["cost_usd"] + tally[f"spent/{provider}/{outcome}"] / PICO_USD)
+        timed = tally[f"timed/{provider}/{outcome}"]
+        if outcome == "ok" and timed:
+            entry["mean_latency_ms"] = round(tally[f"micros/{provider}/{outcome}"] / timed / 1000, 1)
     return found
 
 
-def _cost(totals: list[Row[Any]]) -> dict[str, Any]:
+def _cost(totals: list[Total]) -> dict[str, Any]:
     spent = sum(row.cost for row in totals)
     baseline = sum(row.baseline for row in totals)
     return {

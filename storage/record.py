@@ -1,17 +1,20 @@
 """Writing rows: one transaction a batch, and the same batch twice changes nothing."""
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from datetime import UTC, datetime
 from operator import itemgetter
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import orjson
 from sqlalchemy import Connection, Engine, Text, cast, func, select, update
 
-from storage.bulk import insert_new, upsert
-from storage.event import Rows
+from storage.bulk import insert_absent, insert_numbered, upsert
+from storage.database import begin_writing
+from storage.event import Row, Rows
+from storage.rollup import QUERY, Change
 from storage.table import attempts, events, queries
 
+COUNTED_AT_MOST = 10_000  # events; more than that is told by their numbers
 _WAITS = events.c.published_at.is_(None)
 _SENT = itemgetter("topic", "key", "payload", "event_id")
 
@@ -35,10 +38,12 @@ def write(engine: Engine, rows: Rows) -> list[Outgoing]:
     opened = {row["id"]: row for row in rows.opened if row["id"] not in ended}
     told = [{**row, "payload": orjson.dumps(row["payload"])} for row in rows.events]
     with engine.begin() as connection:
-        insert_new(connection, queries, list(opened.values()))
-        upsert(connection, queries, list(ended.values()))
-        insert_new(connection, attempts, rows.attempts)
-        seqs = insert_new(connection, events, told)
+        begin_writing(connection)
+        change = Change()
+        _write_queries(connection, opened, ended, change)
+        change.add(attempts, insert_absent(connection, attempts, rows.attempts))
+        seqs = insert_numbered(connection, events, told)
+        change.apply(connection)
     return [Outgoing(seq, *_SENT(row)) for seq, row in zip(seqs, told, strict=False)]
 
 
@@ -73,5 +78,33 @@ def mark_unpublished(engine: Engine) -> int:
 
 
 def count_unpublished(connection: Connection) -> int:
-    waiting = select(func.count()).select_from(events).where(_WAITS)
-    return connection.execute(waiting).scalar_one()
+    """Exact up to COUNTED_AT_MOST; beyond that, how many there are from the first that waits to the newest event.
+
+    Events leave in order, so nearly all of those wait.
+    """
+    waiting = select(events.c.seq).where(_WAITS).order_by(events.c.seq)
+    first = waiting.limit(COUNTED_AT_MOST + 1).subquery()
+    count, oldest = connection.execute(select(func.count(), func.min(first.c.seq))).one()
+    if count > COUNTED_AT_MOST:
+        count = connection.execute(select(func.max(events.c.seq))).scalar_one() - oldest + 1
+    return int(count)
+
+
+def _write_queries(connection: Connection, opened: dict[str, Row], ended: dict[str, Row], change: Change) -> None:
+    """New rows, and ended ones in place of what was there, which another recorder may be writing at this moment."""
+    replaced = _lock(connection, ended)
+    absent = [row for key, row in (opened | ended).items() if key not in replaced]
+    fresh = insert_absent(connection, queries, absent)
+    replaced |= _lock(connection, ended.keys() - replaced.keys() - {row["id"] for row in fresh})
+    final = [ended[key] for key in replaced]
+    upsert(connection, queries, final)
+    change.count(queries, replaced.values(), -1)
+    change.add(queries, [*fresh, *final])
+
+
+def _lock(connection: Connection, ids: Collection[str]) -> dict[str, Sequence[Any]]:
+    """Which of the queries are there, and what they count as; until the end of the transaction they stay so."""
+    if not ids:
+        return {}
+    there = select(*QUERY, queries.c.id).where(queries.c.id.in_(list(ids))).order_by(queries.c.id).with_for_update()
+    return {found[-1]: found[:-1] for found in connection.execute(there)}

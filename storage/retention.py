@@ -16,7 +16,6 @@ from sqlalchemy import (
     Table,
     and_,
     cast,
-    delete,
     func,
     literal,
     or_,
@@ -27,6 +26,7 @@ from sqlalchemy import (
 )
 from sqlalchemy.dialects.postgresql import JSONB
 
+from storage.rollup import delete_counted
 from storage.table import attempts, events, queries
 
 BATCH = 1_000
@@ -111,7 +111,7 @@ def page_of(chore: Chore, before: datetime, since: datetime | None, last: Row[An
 
 
 def delete_rows(chore: Chore, connection: Connection, keys: Sequence[Key]) -> int:
-    return int(connection.execute(delete(chore.table).where(_among(chore, keys))).rowcount)
+    return delete_counted(connection, chore.table, _among(chore, keys))
 
 
 def _forget_texts(chore: Chore, connection: Connection, keys: Sequence[Key]) -> int:

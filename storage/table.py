@@ -1,4 +1,4 @@
-"""The analytics tables: one row a query, one an attempt, and the events, which are also Kafka's outbox."""
+"""The analytics tables: one row a query, one an attempt, their sums, and the events, which are also Kafka's outbox."""
 
 from datetime import UTC, datetime
 from typing import Any
@@ -116,6 +116,16 @@ events = Table(
     UniqueConstraint("event_id"),
     Index(None, "occurred_at"),
     Index(None, "tenant"),
+)
+
+# Sums of both, by `storage.rollup`: of a tenant or of all, `minutes` long from `start` on (minutes since 1970, UTC).
+rollups = Table(
+    "rollups",
+    metadata,
+    Column("tenant", String(64), primary_key=True),
+    Column("minutes", Integer, primary_key=True),
+    Column("start", Integer, primary_key=True),
+    Column("tally", Text, nullable=False),
 )
 
 # Only the rows that wait for Kafka are indexed, so the outbox stays small however long the history grows.

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from sqlalchemy import JSON, Boolean, Column, Engine, Float, Integer, Table, delete, insert, select
 from sqlalchemy.exc import DataError
 
-from storage.bulk import insert_new, upsert
+from storage.bulk import insert_absent, insert_numbered, upsert
 from storage.table import UtcDateTime, attempts, events, queries
 
 BIGGEST = 2**31 - 1
@@ -80,7 +80,8 @@ def test_the_table_holds_what_plain_inserts_would_have_put_there(
         with engine.begin() as connection:
             if not again:
                 connection.execute(delete(table))
-            insert_new(connection, table, ready(table, rows))
+            insert_any = insert_numbered if table is events else insert_absent
+            insert_any(connection, table, ready(table, rows))
         assert contents(engine, table) == expected
 
 
@@ -115,30 +116,47 @@ def seqs_of(engine: Engine, *event_ids: str) -> list[int]:
 
 def test_it_tells_the_numbers_of_new_rows_in_their_order(engine: Engine) -> None:
     with engine.begin() as connection:
-        insert_new(connection, events, [event("first")])
-        told = insert_new(connection, events, [event("z"), event("a"), event("m")])
+        insert_numbered(connection, events, [event("first")])
+        told = insert_numbered(connection, events, [event("z"), event("a"), event("m")])
 
     assert told == seqs_of(engine, "z", "a", "m") == sorted(told)
 
 
 def test_it_tells_no_numbers_where_some_were_there(engine: Engine) -> None:
     with engine.begin() as connection:
-        insert_new(connection, events, [event("a")])
-        assert insert_new(connection, events, [event("a"), event("b")]) == []
+        insert_numbered(connection, events, [event("a")])
+        assert insert_numbered(connection, events, [event("a"), event("b")]) == []
 
     assert len(seqs_of(engine, "a", "b")) == 2
 
 
 def test_nothing_is_no_statement(engine: Engine) -> None:
     with engine.begin() as connection:
-        assert insert_new(connection, events, []) == []
+        assert insert_numbered(connection, events, []) == []
         upsert(connection, queries, [])
 
 
 def test_a_text_that_its_column_cannot_hold_is_refused_and_never_cut(engine: Engine) -> None:
     is_bounded = engine.dialect.name == "postgresql"  # SQLite knows no lengths
     with pytest.raises(DataError) if is_bounded else nullcontext(), engine.begin() as connection:
-        insert_new(connection, events, [{**event("a"), "type": "x" * 33}])
+        insert_numbered(connection, events, [{**event("a"), "type": "x" * 33}])
 
     with engine.connect() as connection:
         assert connection.execute(select(events.c.type)).scalars().all() == ([] if is_bounded else ["x" * 33])
+
+
+def test_of_rows_that_are_there_in_part_it_inserts_and_tells_the_others(engine: Engine) -> None:
+    rows = [attempt(number) for number in (3, 1, 2)]
+    with engine.begin() as connection:
+        connection.execute(delete(attempts))
+        insert_absent(connection, attempts, rows[:1])
+        told = insert_absent(connection, attempts, [*rows, {**rows[1], "outcome": "late"}])
+
+    assert [row["number"] for row in told] == [1, 2]
+    assert [row[5 + 1] for row in sorted(contents(engine, attempts), key=lambda row: row[1])] == ["ok"] * 3
+
+
+def attempt(number: int) -> dict[str, Any]:
+    row = dict.fromkeys(str(column.name) for column in attempts.columns)
+    told = {"job_id": "j", "number": number, "tenant": "t", "tier": "simple", "outcome": "ok", "started_at": EPOCH}
+    return {**row, **told, "cost_usd": 0.0, "possible_cost_usd": 0.0}

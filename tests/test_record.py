@@ -1,12 +1,13 @@
 """Writing to SQL, on SQLite and PostgreSQL alike."""
 
+from datetime import UTC, datetime
 from typing import Any
 
 import orjson
-from sqlalchemy import Engine, Table, func, select
+from sqlalchemy import Engine, Table, func, insert, select
 
 from storage.event import rows_of
-from storage.record import count_unpublished, mark_published, mark_unpublished, unpublished, write
+from storage.record import COUNTED_AT_MOST, count_unpublished, mark_published, mark_unpublished, unpublished, write
 from storage.table import attempts, events, queries
 from tests.usage_entries import accepted, ended, hit
 
@@ -78,3 +79,14 @@ def test_it_can_put_everything_back_into_the_outbox(engine: Engine) -> None:
     assert mark_unpublished(engine) == 4
     with engine.connect() as connection:
         assert count_unpublished(connection) == 4
+
+
+def test_a_long_outbox_is_told_by_its_numbers_and_not_counted(engine: Engine) -> None:
+    long = COUNTED_AT_MOST + 5
+    row = {"type": "t", "topic": "t", "key": "k", "payload": {}, "occurred_at": datetime.now(UTC), "published_at": None}
+    with engine.begin() as connection:
+        connection.execute(insert(events), [row | {"event_id": f"e{n}"} for n in range(long)])
+        first = unpublished(connection, 3)
+        assert count_unpublished(connection) == long
+        mark_published(connection, [row.seq for row in first])
+        assert count_unpublished(connection) == long - 3

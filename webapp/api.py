@@ -86,7 +86,7 @@ def classify_query(body: ClassifyBody) -> Response:
 def get_metrics(query: MetricsQuery) -> Response:
     """Queries, hit rate, latencies, tokens, cost and savings of the window, and the queues of this moment."""
     parts = services()
-    since = datetime.now(UTC) - timedelta(hours=query.hours)
+    since = (datetime.now(UTC) - timedelta(hours=query.hours)).replace(second=0, microsecond=0)  # as they are rolled up
     if not _measuring.acquire(blocking=False):
         raise Problem("overloaded", "Others are asking for statistics already.", retry_after=1)
     try:
