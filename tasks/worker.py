@@ -25,6 +25,7 @@ from tasks.dispatch import Dispatcher
 from tasks.lease import LeaseKeeper
 from tasks.periodic import Periodic
 from tasks.reaper import Reaper
+from tasks.task_event import TaskEventBatch
 
 log = logging.getLogger(__name__)
 
@@ -89,6 +90,7 @@ class Worker:
 def create_worker() -> Celery:
     settings = load_settings()
     app = build_celery(settings)
+    app.steps["consumer"].add(TaskEventBatch)
     worker: Worker | None = None
 
     def get_worker() -> Worker:
