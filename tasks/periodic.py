@@ -10,7 +10,7 @@ log = logging.getLogger(__name__)
 
 
 class Periodic:
-    """Calls `action` at once and then every `period_s` seconds. That a server is `away`, by its errors, is said once."""
+    """Calls `action` at once and then every `period_s` seconds. A server that is `away`, by its error, is said once."""
 
     def __init__(
         self, name: str, period_s: float, action: Callable[[], None], away: tuple[type[Exception], ...] = (RedisError,)
