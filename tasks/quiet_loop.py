@@ -1,13 +1,12 @@
 """Spares the loop of a Celery worker what it would do for every single task: together that costs more than the task."""
 
 from collections.abc import Callable
-from functools import partial
 from typing import Any
 
 from celery import bootsteps
 from celery.utils.functional import noop
-from celery.worker import state
 from celery.worker.consumer.events import Events
+from celery.worker.consumer.tasks import Tasks
 
 FLUSH_S = 0.5
 MOST_BUFFERED = 1000
@@ -17,19 +16,23 @@ class QuietLoop(bootsteps.StartStopStep):  # type: ignore[misc]
     """A step of the worker's consumer, started anew with each connection to the broker.
 
     Events of tasks go to Flower twice a second, and an acknowledgement, which is a mark in memory (`ack_emulation` is
-    off), does not wake the loop.
+    off), does not wake the loop. Each of them would have, and so told it of a free thread: that is done here.
     """
 
-    requires = (Events,)
+    requires = (Events, Tasks)
 
     def __init__(self, consumer: Any, **options: Any) -> None:
         super().__init__(consumer, **options)
         self._timer: Any = None
+        self._wake: Callable[[], None] = noop
+        self._is_full = False
 
     def start(self, consumer: Any) -> None:
+        self._wake = lambda: consumer.hub.call_soon(noop)
+        self._watch(consumer.task_consumer.channel.qos)
         dispatcher = consumer.event_dispatcher
         dispatcher.buffer_limit = MOST_BUFFERED
-        dispatcher.on_send_buffered = partial(_wake_when_busy, consumer)
+        dispatcher.on_send_buffered = self._wake_if_full
         consumer.call_soon_ack = _at_once
         self._timer = consumer.timer.call_repeatedly(FLUSH_S, dispatcher.flush)
 
@@ -40,11 +43,22 @@ class QuietLoop(bootsteps.StartStopStep):  # type: ignore[misc]
         if consumer.event_dispatcher:
             consumer.event_dispatcher.flush()
 
+    def _watch(self, qos: Any) -> None:
+        """Notes whether the loop leaves the queue alone, because every thread was taken when it last looked."""
+        may_consume = qos.can_consume
 
-def _wake_when_busy(consumer: Any) -> None:
-    """The loop leaves the queue alone while every thread is taken, and learns of a free one only when it is woken."""
-    if 2 * len(state.reserved_requests) > consumer.pool.num_processes:
-        consumer.hub.call_soon(noop)
+        def can_consume() -> bool:
+            self._is_full = True  # a task that ends while we look wakes the loop once too often rather than not
+            is_free: bool = may_consume()
+            self._is_full = not is_free
+            return is_free
+
+        qos.can_consume = can_consume
+
+    def _wake_if_full(self) -> None:
+        """Called with every event of a task. By its last one the thread is free."""
+        if self._is_full:
+            self._wake()
 
 
 def _at_once(act: Callable[..., None], *args: Any, **options: Any) -> None:
