@@ -8,7 +8,7 @@ from http.client import HTTPException
 from types import TracebackType
 from typing import Self
 
-import requests
+from urllib3 import BaseHTTPResponse
 from urllib3.exceptions import HTTPError, ProtocolError, ReadTimeoutError
 
 from providers.connection import SocketHold
@@ -65,12 +65,12 @@ class Call:
 
     status: int
     headers: Mapping[str, str]
-    _response: requests.Response
+    _response: BaseHTTPResponse
     _close: Callable[[], None]
 
     def __init__(
         self,
-        send: Callable[[SocketHold], requests.Response],
+        send: Callable[[SocketHold], BaseHTTPResponse],
         watchdog: Watchdog,
         deadline: float,
         max_reply_bytes: int,
@@ -118,7 +118,7 @@ class Call:
             self._response = self._sent()
             closing.callback(self._response.close)
             self._close = closing.pop_all().close
-        self.status = self._response.status_code
+        self.status = self._response.status
         self.headers = self._response.headers
         return self
 
@@ -127,16 +127,16 @@ class Call:
     ) -> None:
         self._close()
 
-    def _sent(self) -> requests.Response:
+    def _sent(self) -> BaseHTTPResponse:
         try:
             return self._send(self._hold)
-        except (requests.RequestException, HTTPError, OSError, ValueError) as error:
+        except (HTTPError, OSError, ValueError) as error:
             kind = ConnectFailed if broken_by(error) is None else ReplyCut
             raise self._explained(error, kind) from None
 
     def _read(self) -> bytes:
         try:
-            chunk: bytes = self._response.raw.read1(CHUNK_BYTES, decode_content=True)
+            chunk: bytes = self._response.read1(CHUNK_BYTES, decode_content=True)
         except (HTTPError, OSError) as error:
             raise self._explained(error, ReplyCut) from None
         self._raise_if_over()  # a shut socket looks like the end of a reply that has no length
@@ -156,15 +156,14 @@ class Call:
             self._raise_if_over()
         except ClientError as ending:
             return ending
-        if isinstance(error, requests.ReadTimeout | ReadTimeoutError):
+        if isinstance(error, ReadTimeoutError):
             return self._late()
         return kind(_reason(error), is_sent=kind is ReplyCut)
 
 
 def broken_by(error: Exception) -> BaseException | None:
     """What broke the connection of a sent request; None where nothing was sent."""
-    protocol = error.args[0] if error.args else None
-    return protocol.args[-1] if isinstance(protocol, ProtocolError) else None
+    return error.args[-1] if isinstance(error, ProtocolError) else None
 
 
 def _reason(error: BaseException) -> str:

@@ -4,19 +4,30 @@ import ipaddress
 import os
 import time
 from collections.abc import Mapping
+from dataclasses import dataclass, replace
 from functools import partial
 from urllib.parse import urlsplit
 
-import requests
 from requests.utils import get_environ_proxies
+from urllib3 import BaseHTTPResponse, Timeout
+from urllib3.exceptions import ClosedPoolError, ProtocolError
 
 from providers.call import Call, ConnectFailed, Reply, broken_by
-from providers.connection import HeldAdapter, SocketHold, serving
+from providers.connection import HeldAdapter, Route, SocketHold, serving
 from providers.watchdog import Watchdog
 
 # A kept-alive connection that its server has closed says so within a round trip. One that breaks later broke
 # while the request was being answered, and a second call might be billed twice.
 STALE_WITHIN_S = 1.0
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """A POST to be sent, once or twice."""
+
+    route: Route
+    headers: Mapping[str, str]
+    body: bytes
 
 
 class HttpClient:
@@ -30,25 +41,26 @@ class HttpClient:
         self._connect_timeout_s = connect_timeout_s
         self._max_reply_bytes = max_reply_bytes
         self._ca_bundle = os.environ.get("REQUESTS_CA_BUNDLE") or os.environ.get("CURL_CA_BUNDLE") or True
-        self._proxies: dict[str, dict[str, str]] = {}
         self._start()
 
     def _start(self) -> None:
         self._process = os.getpid()
         self._watchdog = Watchdog()
-        # Straight to the adapter: a Session would look into .netrc and the environment on every call, keep
-        # cookies, and read a redirect's body without limit.
+        # A Session would look into .netrc and the environment on every call, keep cookies, and read a redirect's body
+        # without limit. The adapter finds the way to an address once; what it does for each call costs half of one.
         self._adapter = HeldAdapter(pool_connections=8, pool_maxsize=self._pool_size, max_retries=0)
+        self._routes: dict[str, Route] = {}
 
     def open(self, url: str, headers: Mapping[str, str], body: bytes, deadline: float) -> Call:
         """A POST, sent when the returned context is entered; `deadline` is `time.monotonic()` seconds."""
         if self._process != os.getpid():
             self._start()
         try:
-            request = requests.Request("POST", url, headers=dict(headers), data=body).prepare()
-        except ValueError as error:  # requests' InvalidURL and InvalidHeader; the text may hold the key
+            route = self._routes.get(url) or self._find_route(url)
+        except ValueError as error:  # requests' InvalidURL; the text may hold what nobody should read
             raise ConnectFailed(type(error).__name__) from None
-        return Call(partial(self._send, request, deadline), self._watchdog, deadline, self._max_reply_bytes)
+        send = partial(self._send, Request(route, headers, body), deadline)
+        return Call(send, self._watchdog, deadline, self._max_reply_bytes)
 
     def post(self, url: str, headers: Mapping[str, str], body: bytes, deadline: float) -> Reply:
         """The whole reply, whatever its status. Raises a ClientError where there is none."""
@@ -57,35 +69,42 @@ class HttpClient:
     def close(self) -> None:
         """Closes the idle connections; calls in flight go on, and new ones may be made."""
         self._adapter.close()
+        self._routes = {}
 
-    def _send(self, request: requests.PreparedRequest, deadline: float, hold: SocketHold) -> requests.Response:
+    def _send(self, request: Request, deadline: float, hold: SocketHold) -> BaseHTTPResponse:
         sent_at = time.monotonic()
         try:
             return self._send_once(request, deadline, hold)
-        except requests.ConnectionError as error:
+        except ProtocolError as error:
             is_stale = hold.is_reused and isinstance(broken_by(error), ConnectionError)
             if not is_stale or time.monotonic() > min(deadline, sent_at + STALE_WITHIN_S):
                 raise
-        self.close()  # the other idle ones are as old; beside other threads the second try could meet one
-        return self._send_once(request, deadline, hold)
+            self.close()  # the other idle ones are as old; beside other threads the second try could meet one
+        except ClosedPoolError:
+            pass  # by another call's second try, a moment ago
+        again = replace(request, route=self._find_route(request.route.url))
+        return self._send_once(again, deadline, hold)
 
-    def _send_once(self, request: requests.PreparedRequest, deadline: float, hold: SocketHold) -> requests.Response:
+    def _send_once(self, request: Request, deadline: float, hold: SocketHold) -> BaseHTTPResponse:
         left = max(0.001, deadline - time.monotonic())
         with serving(hold):
-            return self._adapter.send(
-                request,
-                stream=True,
-                timeout=(min(self._connect_timeout_s, left), left),
-                verify=self._ca_bundle,
-                proxies=self._proxies_for(str(request.url)),
+            return request.route.pool.urlopen(
+                "POST",
+                request.route.target,
+                request.body,
+                request.headers,
+                retries=False,
+                redirect=False,
+                assert_same_host=False,
+                timeout=Timeout(connect=min(self._connect_timeout_s, left), read=left),
+                preload_content=False,
+                decode_content=False,
             )
 
-    def _proxies_for(self, url: str) -> dict[str, str]:
-        parts = urlsplit(url)
-        origin = f"{parts.scheme}://{parts.netloc}"
-        if origin not in self._proxies:
-            self._proxies[origin] = {} if _is_loopback(parts.hostname) else get_environ_proxies(url)
-        return self._proxies[origin]
+    def _find_route(self, url: str) -> Route:
+        proxies = {} if _is_loopback(urlsplit(url).hostname) else get_environ_proxies(url)
+        route = self._routes[url] = self._adapter.route(url, self._ca_bundle, proxies)
+        return route
 
 
 def _is_loopback(host: str | None) -> bool:

@@ -6,8 +6,10 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from dataclasses import dataclass
 from typing import Any, cast
 
+import requests
 from requests.adapters import HTTPAdapter
 from urllib3 import HTTPConnectionPool, HTTPSConnectionPool, PoolManager
 from urllib3.connection import HTTPConnection, HTTPSConnection
@@ -148,8 +150,24 @@ class _HeldTLSPool(HTTPSConnectionPool):
     ConnectionCls = HeldTLSConnection
 
 
+@dataclass(frozen=True, slots=True)
+class Route:
+    """Connections to a URL's server, or to the proxy before it, and what to ask of them."""
+
+    url: str
+    pool: HTTPConnectionPool
+    target: str
+
+
 class HeldAdapter(HTTPAdapter):
     """requests' adapter over the connections above, with and without a proxy."""
+
+    def route(self, url: str, verify: bool | str, proxies: dict[str, str]) -> Route:
+        """The way to `url`, to be found once. Raises ValueError where there is none."""
+        request = requests.Request("POST", url).prepare()
+        pool = cast(HTTPConnectionPool, self.get_connection_with_tls_context(request, verify, proxies=proxies))
+        self.cert_verify(pool, request.url, verify, None)  # type: ignore[no-untyped-call]
+        return Route(url, pool, self.request_url(request, proxies))
 
     def init_poolmanager(self, *args: Any, **kwargs: Any) -> None:
         super().init_poolmanager(*args, **kwargs)

@@ -1,13 +1,15 @@
 """What an API key may use, and what one job may cost it at most. Counted and held in `lua/spend.lua`."""
 
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import orjson
 
-from storage.api_key import KeyLimits
 from storage.connection import RedisClient
 from storage.name import spend_key
+
+if TYPE_CHECKING:
+    from storage.api_key import KeyLimits  # at run time SQLAlchemy would come with it into every worker
 
 NANO = 1_000_000_000  # money is counted in whole nano-USD: sums of floats would drift
 
@@ -17,7 +19,7 @@ class Quota:
     """A key's limits, and what is held for one job until its end: `hold_usd` and `hold_tokens` are upper bounds."""
 
     key_id: str
-    limits: KeyLimits
+    limits: "KeyLimits"
     hold_usd: float
     hold_tokens: int
 

@@ -33,7 +33,8 @@ _TRANSPORT: dict[str, Any] = {
     "socket_connect_timeout": 2,
     "socket_keepalive": True,
     "health_check_interval": 15,
-    "visibility_timeout": 3600,  # nothing waits for an acknowledgement; a backstop only
+    # A message is no more than a bell: kept in Redis until it is acknowledged, each would cost two transactions.
+    "ack_emulation": False,
     "priority_steps": [INTERACTIVE, BATCH],
     "sep": PRIORITY_SEPARATOR,
     "queue_order_strategy": "priority",

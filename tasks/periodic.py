@@ -5,16 +5,17 @@ import threading
 from collections.abc import Callable
 
 from redis import RedisError
-from sqlalchemy.exc import SQLAlchemyError
 
 log = logging.getLogger(__name__)
 
 
 class Periodic:
-    """Calls `action` at once and then every `period_s` seconds. A Redis or database that is away is said once."""
+    """Calls `action` at once and then every `period_s` seconds. A server that is `away`, by its error, is said once."""
 
-    def __init__(self, name: str, period_s: float, action: Callable[[], None]) -> None:
-        self._name, self._period_s, self._action = name, period_s, action
+    def __init__(
+        self, name: str, period_s: float, action: Callable[[], None], away: tuple[type[Exception], ...] = (RedisError,)
+    ) -> None:
+        self._name, self._period_s, self._action, self._away = name, period_s, action, away
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._run, name=name, daemon=True)
         self._is_failing = False
@@ -35,7 +36,7 @@ class Periodic:
     def _once(self) -> None:
         try:
             self._action()
-        except (RedisError, SQLAlchemyError) as error:
+        except self._away as error:
             if not self._is_failing:
                 log.warning("periodic.waiting", extra={"action": self._name, "error": type(error).__name__})
             self._is_failing = True

@@ -42,6 +42,7 @@ PAUSE_S = 1.0
 RELAY_S = 0.25
 TAKE_OVER_EVERY = 20  # rounds between looks for entries that a dead recorder left behind
 REPORT_S = 3.0
+AWAY = (RedisError, SQLAlchemyError)
 
 # An entry that is at fault is set aside. Every other error of the database is the database's: the entry waits.
 ENTRY_FAULTS = (KeyError, ValueError, TypeError, OverflowError, DataError, IntegrityError)
@@ -141,12 +142,12 @@ class RecorderProcess:
         # A reaper here too: while a tier has no worker its jobs still end at their deadlines.
         self._reaper = Reaper(build_ledger(settings, client), Dispatcher(client), self._presence)
         self._loops = [
-            Periodic("report", REPORT_S, self._report),
-            Periodic("purge", PERIOD_S, self._purge.run),
+            Periodic("report", REPORT_S, self._report, AWAY),
+            Periodic("purge", PERIOD_S, self._purge.run, AWAY),
             Periodic("reaper", settings.reaper_seconds, self._reaper.run),
         ]
         if self._relay:
-            self._loops.append(Periodic("relay", RELAY_S, self._relay_all))
+            self._loops.append(Periodic("relay", RELAY_S, self._relay_all, AWAY))
 
     def stop(self, *_: object) -> None:
         self._stopped.set()

@@ -24,6 +24,7 @@ from tasks.build import build_admission, build_answerer, build_ledger, build_tie
 from tasks.dispatch import ANSWER_QUERY, Dispatcher
 from tasks.lease import LeaseKeeper
 from tasks.periodic import Periodic
+from tasks.quiet_loop import QuietLoop
 from tasks.reaper import Reaper
 
 log = logging.getLogger(__name__)
@@ -89,6 +90,7 @@ class Worker:
 def create_worker() -> Celery:
     settings = load_settings()
     app = build_celery(settings)
+    app.steps["consumer"].add(QuietLoop)
     worker: Worker | None = None
 
     def get_worker() -> Worker:

@@ -56,7 +56,7 @@ def test_storage_and_providers_do_not_read_settings_they_were_not_given() -> Non
 def test_importing_connects_to_nothing_and_reads_no_environment() -> None:
     rooms = ("routing", "providers", "storage", "tasks", "webapp")
     names = [f"{room}.{p.stem}" for room in rooms for p in modules(room)]
-    entries = {"tasks.worker"}  # Celery asks for its app at import
+    entries = {"tasks.worker", "tasks.monitor"}  # Celery asks for its app at import
     code = (
         "import socket\n"
         "def refuse(*a, **k): raise AssertionError('connected at import')\n"
@@ -66,3 +66,9 @@ def test_importing_connects_to_nothing_and_reads_no_environment() -> None:
     )
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=60)
     assert done.returncode == 0, done.stderr
+
+
+def test_what_only_the_recorder_needs_is_not_loaded_into_every_worker() -> None:
+    code = "import sys, tasks.worker; print(sorted({'sqlalchemy', 'kafka', 'flask'} & set(sys.modules)))"
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=60)
+    assert done.stdout == "[]\n", done.stderr
