@@ -239,7 +239,18 @@ def filled(web: Web, text: str = "What is AI?") -> None:
 def shape(value: Any) -> Any:
     """Names and types of what is in a body; the type of a problem stays as it is."""
     if isinstance(value, dict):
-        kept = {"code", "status", "title", "type", "complexity", "model_used", "response", "detail", "errors", "retry_after"}
+        kept = {
+            "code",
+            "status",
+            "title",
+            "type",
+            "complexity",
+            "model_used",
+            "response",
+            "detail",
+            "errors",
+            "retry_after",
+        }
         return {name: inner if name in kept else shape(inner) for name, inner in value.items()}
     return [shape(inner) for inner in value] if isinstance(value, list) else type(value).__name__
 
@@ -571,7 +582,7 @@ def test_a_caller_who_does_not_take_its_answers_keeps_nobody_waiting(web: Web, c
 def test_one_who_never_takes_its_answers_and_leaves_is_forgotten(web: Web, worker: None) -> None:
     text = "long " * 6_000
     filled(web, text)
-    before, line = web.open_files, web.line(receives=4096)
+    before, left, line = web.open_files, web.said('"status": 499'), web.line(receives=4096)
     line.socket.settimeout(1)
     with pytest.raises(TimeoutError):
         while True:
@@ -580,6 +591,7 @@ def test_one_who_never_takes_its_answers_and_leaves_is_forgotten(web: Web, worke
 
     eventually(lambda: web.open_files <= before)
     assert web.ask().status == 200
+    assert web.said('"status": 499') == left, "it was answered, if in vain"
 
 
 def test_three_hundred_who_wait_take_no_threads(web: Web, chain: EchoChain, worker: None) -> None:
