@@ -5,6 +5,7 @@ Which way a reply took shows in the order of its headers: gunicorn's own writer 
 
 import json
 import os
+import shutil
 import signal
 import socket
 import sys
@@ -185,7 +186,7 @@ class Web:
 
 
 @contextmanager
-def web_process(folder: Path, redis_url: str, arguments: str = "", **changes: str) -> Iterator[Web]:
+def web_process(folder: Path, redis_url: str, arguments: str = "", before: str = "", **changes: str) -> Iterator[Web]:
     port = free_port()
     database = f"sqlite:///{folder}/router.db"
     migrate(build_engine(database))
@@ -205,7 +206,7 @@ def web_process(folder: Path, redis_url: str, arguments: str = "", **changes: st
     client = patient_client(redis_url)
     with Supervisor(folder, env) as supervisor:
         web = Web(supervisor, port, client)
-        supervisor.start("web", f"{read_procfile()['web']} {arguments}")
+        supervisor.start("web", f"{before} {read_procfile()['web']} {arguments}")
         is_guarded = changes.get("AUTH") == "on"
         supervisor.wait(lambda: is_up(port) if is_guarded else web.is_quick(), 60, "web")
         with web.lines:
@@ -619,6 +620,23 @@ def test_more_than_may_wait_get_a_job(tmp_path: Path, redis: Redis, redis_url: s
         assert time.monotonic() - started < 1.5
         assert [(got.status, got.is_quick) for got in late] == [(202, True)] * 7
         assert [line.read().status for line in lines[:5]] == [202] * 5
+
+
+@pytest.mark.skipif(not shutil.which("prlimit"), reason="needs util-linux")
+def test_a_process_takes_no_more_connections_than_it_may_have_files(
+    tmp_path: Path, redis: Redis, redis_url: str
+) -> None:
+    with web_process(tmp_path, redis_url, before="prlimit --nofile=320:320") as web:
+        redis.flushall()
+        lines = [web.line() for _ in range(400)]
+        for number, line in enumerate(lines):
+            line.send(request(f"Crowd {number % 10}", {"Prefer": "wait=1"}))
+        for line in lines:
+            assert line.read().status == 202
+            line.close()
+        assert web.open_files < 320
+        assert not web.said("Too many open files")
+        eventually(web.is_quick)
 
 
 def test_idle_connections_are_closed_and_busy_ones_live(
