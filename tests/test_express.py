@@ -8,14 +8,18 @@ import os
 import shutil
 import signal
 import socket
+import ssl
+import struct
+import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor, wait
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from http.client import parse_headers
 from pathlib import Path
+from random import Random
 from threading import Thread
 from typing import Any
 
@@ -43,6 +47,7 @@ from tests.web_case import EchoChain, chain, serving, worker
 
 __all__ = ["chain", "worker"]  # fixtures
 
+DOCUMENTED = {200, 202, 429, 503}  # of a query that is sound
 EVERY_TIME_NEW = {"date", "x-request-id", "server-timing", "age", "content-length", "location"}
 FORCES = {  # what sends the same query to the application's threads
     "origin": {"Origin": "https://elsewhere.example"},
@@ -149,6 +154,12 @@ class Web:
         return len(os.listdir(f"/proc/{self.pid}/fd"))
 
     @property
+    def callers(self) -> int:
+        """Connections that it holds."""
+        rows = [row.split() for row in Path("/proc/net/tcp").read_text().splitlines()[1:]]
+        return sum(row[1].endswith(f":{self.port:04X}") and row[3] in ("01", "08") for row in rows)
+
+    @property
     def threads(self) -> int:
         return len(os.listdir(f"/proc/{self.pid}/task"))
 
@@ -207,8 +218,8 @@ def web_process(folder: Path, redis_url: str, arguments: str = "", before: str =
     with Supervisor(folder, env) as supervisor:
         web = Web(supervisor, port, client)
         supervisor.start("web", f"{before} {read_procfile()['web']} {arguments}")
-        is_guarded = changes.get("AUTH") == "on"
-        supervisor.wait(lambda: is_up(port) if is_guarded else web.is_quick(), 60, "web")
+        has_loop = changes.get("AUTH") != "on" and "--certfile" not in arguments
+        supervisor.wait(lambda: web.is_quick() if has_loop else is_up(port), 60, "web")
         with web.lines:
             yield web
     client.close()
@@ -489,13 +500,13 @@ def test_callers_who_never_finish_a_head_take_no_thread(web: Web, worker: None) 
     assert [line.read().status for line in slow] == [200] * 60
 
 
-@pytest.mark.parametrize("wait", [30, 0])
-def test_threads_that_are_all_taken_do_not_keep_the_loop_from_answering(web: Web, wait: int) -> None:
+@pytest.mark.parametrize("seconds", [30, 0])
+def test_threads_that_are_all_taken_do_not_keep_the_loop_from_answering(web: Web, seconds: int) -> None:
     slow = [web.line() for _ in range(60)]
     for line in slow:
         line.send(b"POST /api/v1/classify HTTP/1.1\r\nHost: localhost\r\nContent-Length: 9\r\n\r\n")
     line = web.line(limit_s=5)
-    line.send(request("Nobody works", wait_seconds=min(wait, 0.2)))
+    line.send(request("Nobody works", wait_seconds=min(seconds, 0.2)))
     assert (got := line.read()).is_quick
     assert got.status == 202
 
@@ -704,6 +715,71 @@ def test_a_request_that_comes_while_the_process_stops_is_answered_and_is_the_las
         assert line.is_closed()
 
 
+@pytest.mark.skipif(not shutil.which("openssl"), reason="needs openssl")
+def test_with_tls_all_is_left_to_the_application(tmp_path: Path, redis: Redis, redis_url: str) -> None:
+    made = ["openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-subj", "/CN=localhost"]
+    subprocess.run([*made, "-keyout", tmp_path / "key", "-out", tmp_path / "cert"], check=True, capture_output=True)
+    with web_process(tmp_path, redis_url, f"--certfile {tmp_path}/cert --keyfile {tmp_path}/key") as web:
+        line = web.line()
+        line.socket = ssl._create_unverified_context().wrap_socket(line.socket)
+        line._file = line.socket.makefile("rb")
+        for _ in range(3):
+            got = line.ask("not there", cache={"mode": "only"})
+            assert (got.status, got.is_quick, got.closes) == (404, False, False)
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_every_caller_gets_its_own_replies_whatever_the_others_do(
+    web: Web, redis: Redis, worker: None, seed: int
+) -> None:
+    """Both ways, in pieces and in heaps, with callers who hang up and connections to Redis that break."""
+    filled(web)
+    with ThreadPoolExecutor(8) as callers:
+        asked = [callers.submit(talk, web.port, Random(seed * 100 + number)) for number in range(8)]
+        while not all(future.done() for future in asked):
+            redis.client_kill_filter(_type="normal", skipme=True)
+            wait(asked, timeout=0.3)
+    assert sum(future.result() for future in asked) > 100
+    eventually(web.is_quick)
+    eventually(lambda: web.callers == 0)
+    assert not web.said("Traceback")
+
+
+def talk(port: int, rng: Random) -> int:
+    """Ask on some connections, with an id each; how many replies came back as they should."""
+    checked = 0
+    for _ in range(12):
+        line = Line(port)
+        ids = [f"{rng.random()}" for _ in range(rng.randint(1, 8))]
+        waits = {"Prefer": f"wait={rng.choice([0, 0, 1])}"}
+        asked = b"".join(
+            request(
+                rng.choice(["What is AI?", f"New {number}", "Often asked"]),
+                {"X-Request-Id": number, **waits, **rng.choice([{}, {}, {}, *FORCES.values()])},
+            )
+            for number in ids
+        )
+        for piece in pieces(asked, rng):
+            line.send(piece)
+        leaves_after = rng.choice([len(ids), len(ids), rng.randint(0, len(ids))])
+        for number in ids[:leaves_after]:
+            got = line.read()
+            assert got["x-request-id"] == number
+            assert got.status in DOCUMENTED
+            checked += 1
+        if rng.random() < 0.3:
+            line.socket.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))  # resets it
+        line.close()
+    return checked
+
+
+def pieces(data: bytes, rng: Random) -> Iterator[bytes]:
+    while data:
+        size = rng.choice([1, 10, 300, 300, 3_000, len(data)])
+        yield data[:size]
+        data = data[size:]
+
+
 # Accounts
 
 
@@ -786,9 +862,6 @@ class Load:
         for thread in self._threads:
             thread.join(30)
             assert not thread.is_alive(), "a request hangs"
-
-
-DOCUMENTED = {200, 202, 429, 503}
 
 
 def stop_for_2_s(rig: Rig) -> None:

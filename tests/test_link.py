@@ -126,6 +126,7 @@ def test_a_late_reply_is_told_from_a_lost_connection(loop: TurnedLoop) -> None:
 def test_a_stream_that_redis_refuses_to_read_is_not_asked_for_again_at_once(
     redis: Redis, redis_url: str, loop: TurnedLoop
 ) -> None:
+    redis.config_resetstat()
     redis.set("stream", "is none")
     feed = Feed(blocking_client, redis_url, "stream", loop, lambda _: None)
     loop.turn(lambda: tend(feed), lambda: feed._link.is_up)

@@ -77,6 +77,8 @@ class RouterWorker(ThreadWorker):  # type: ignore[misc]
         self._watch(connection)
 
     def on_client_socket_readable(self, conn: Connection, client: socket.socket) -> None:
+        if self.express is None:
+            return super().on_client_socket_readable(conn, client)
         if not conn.is_watched or conn.unsent:  # this round began otherwise
             return
         if conn.errand:
@@ -89,14 +91,16 @@ class RouterWorker(ThreadWorker):  # type: ignore[misc]
             data = b""
         if not data:
             return self._close(conn)
-        assert self.express  # noqa: S101 - without it gunicorn's own `accept` makes the connections
-        conn.received += data
-        conn.errand = self.express.take(conn, conn.received)
-        if conn.errand is None:
-            if is_begun(conn.received):
-                return
-            self.hand_over(conn, conn.received)
-        conn.received = b""
+        self._offer(conn, self.express, conn.received + data)
+
+    def _offer(self, conn: Connection, express: Express, data: bytes) -> None:
+        conn.errand, conn.received = express.take(conn, data), b""
+        if conn.errand:
+            return
+        if is_begun(data):
+            conn.received = data
+        else:
+            self.hand_over(conn, data)
 
     def hand_over(self, connection: Connection, data: bytes) -> None:
         connection.errand = None
