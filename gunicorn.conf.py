@@ -1,8 +1,9 @@
-"""gunicorn's settings: threads that may wait for answers, and a shutdown that tells them so."""
+"""gunicorn's settings: our worker, its bounds, and a shutdown that tells those who wait."""
 
 import ctypes
 import gc
 import os
+import resource
 import shutil
 import signal
 import sys
@@ -31,6 +32,19 @@ class JsonLogger(Logger):
             )
 
 
+SPARE_FILES = 256  # of a process: for Redis, SQL and providers
+
+
+def _most_connections(wanted: int) -> int:
+    """As many as this process may have files open. One that has run out could neither accept nor reach Redis."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    enough = wanted + SPARE_FILES
+    if resource.RLIM_INFINITY != soft < enough:
+        soft = enough if hard == resource.RLIM_INFINITY else min(enough, hard)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+    return wanted if soft == resource.RLIM_INFINITY else max(min(wanted, soft - SPARE_FILES), SPARE_FILES // 4)
+
+
 _settings = load_settings()
 
 _host = f"[{_settings.host}]" if ":" in _settings.host else _settings.host
@@ -38,7 +52,7 @@ bind = f"{_host}:{_settings.port}"
 worker_class = "webapp.server.RouterWorker"
 workers = _settings.web_processes
 threads = _settings.web_threads
-worker_connections = 4096
+worker_connections = _most_connections(4096)
 backlog = 2048
 
 timeout = 60

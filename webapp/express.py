@@ -39,7 +39,7 @@ from webapp.feed import Feed
 from webapp.hit_log import HitLog
 from webapp.link import Loop, RedisLink
 from webapp.problem import Problem
-from webapp.recent import RecentAnswers
+from webapp.recent import Recent, RecentAnswers
 from webapp.refusal import over_rate, refused
 from webapp.reply import Reply, reply_to, reply_with
 from webapp.schema import QueryBody
@@ -106,7 +106,7 @@ class Express:
         if now >= self._sweep_at:
             self._sweep_at = now + SWEEP_S
             self._sweep(now)
-        for link in (self._link, self._cache, self._feed):
+        for link in (self._cache, self._link, self._feed):  # a lost cache makes work for the ledger
             if link:
                 link.flush()
                 link.tend()
@@ -123,9 +123,12 @@ class Express:
             caller = self._caller(headers)
             query = QueryBody.model_validate(orjson.loads(body))
             ask = read_ask(query, Envelope(headers, caller, request_id_of(headers)), self._parts)
+            errand = Errand(connection, data, started, ask, answer_key_of(ask, self._parts))
         except (LookupError, Problem, ValidationError, orjson.JSONDecodeError):
             return None
-        errand = Errand(connection, data, started, ask, answer_key_of(ask, self._parts))
+        except Exception:  # the application meets it, too, and on the loop it would end all connections
+            log.exception("query.unread")
+            return None
         return errand if self._begin(errand) else None
 
     def close(self) -> None:
@@ -134,6 +137,8 @@ class Express:
 
     def abandon(self, errand: Errand) -> None:
         """The caller is gone. Its job goes on: it may come back and poll."""
+        if errand.is_over:  # but for the sending, which it has not waited for
+            return
         self._close(errand)
         end_request(self._parts.meter, ROUTE, "POST", 499, time.perf_counter() - errand.started, **_who(errand.ask))
 
@@ -153,8 +158,7 @@ class Express:
             return False
         recent = self._recent.get(bare(errand.key)) if self._hits.has_room and not ask.caller.rate else None
         if recent:
-            self._hits.record(hit_facts(ask), recent.facts)
-            self._answer(errand, Outcome("HIT", answer=recent.answer))
+            self._step(errand, self._answer_again)(recent)
             return True
         errand.changes = self._recent.changes
         if self._cache:
@@ -163,6 +167,10 @@ class Express:
             command = self._parts.ledger.find_command(errand.key, hit_facts(ask), ask.caller.rate)
             self._link.ask(command, self._step(errand, self._found))
         return True
+
+    def _answer_again(self, errand: Errand, recent: Recent) -> None:
+        self._hits.record(hit_facts(errand.ask), recent.facts)
+        self._answer(errand, Outcome("HIT", answer=recent.answer))
 
     def _looked_up(self, errand: Errand, found: Any) -> None:
         """The cache that is apart has said what it has."""
@@ -190,10 +198,19 @@ class Express:
         self._answer(errand, Outcome("HIT", answer=self._recent.keep(bare(errand.key), found, errand.changes)))
 
     def _enter(self, errand: Errand) -> None:
-        errand.draft = draft_of_miss(errand.ask, errand.key, self._parts)
+        draft = errand.draft = draft_of_miss(errand.ask, errand.key, self._parts)
         # Before Redis can know of it: its end may be heard of before its beginning.
         self._waits.add(errand.ask.id, errand)
-        self._link.ask(self._parts.ledger.accept_command(errand.draft), self._step(errand, self._entered))
+        entered = self._step(errand, self._entered)
+        command = self._parts.ledger.accept_command(draft)
+        self._link.ask(command, lambda reply: self._ring_for(draft, reply) if errand.is_over else entered(reply))
+
+    def _ring_for(self, draft: Draft, reply: Any) -> None:
+        """Its caller has left meanwhile, but its job is there, and others may join it."""
+        if isinstance(reply, RedisError):
+            return
+        if read_acceptance(reply).needs_message:
+            self._link.ask(ring_command(draft.id, draft.tier, draft.priority), lambda reply: None)
 
     def _entered(self, errand: Errand, reply: Any) -> None:
         draft, ask, parts = errand.draft, errand.ask, self._parts
@@ -212,21 +229,24 @@ class Express:
                 self._waits.add(errand.leader, errand)
                 self._wait(errand, is_done=True)
             case "leader":
-                if accepted.needs_message:
-                    self._link.ask(ring_command(draft.id, draft.tier, draft.priority), self._step(errand, self._rung))
-                self._wait(errand, is_done=errand.is_done)
+                if not accepted.needs_message:
+                    return self._wait(errand, is_done=errand.is_done)
+                self._link.ask(ring_command(draft.id, draft.tier, draft.priority), self._step(errand, self._rung))
             case _:
                 self._apart(errand, lambda: _refuse(draft, accepted, parts))
 
     def _rung(self, errand: Errand, reply: Any) -> None:
         draft, ask = errand.draft, errand.ask
         if isinstance(reply, RedisError) and draft:
-            self._apart(errand, lambda: after_lost_message(ask, draft, self._parts, reply))
+            return self._apart(errand, lambda: after_lost_message(ask, draft, self._parts, reply))
+        self._wait(errand, is_done=errand.is_done)
 
     def _wait(self, errand: Errand, *, is_done: bool) -> None:
         errand.is_entered = True
-        if errand.ask.wait_s <= 0 or self._waits.count > self._parts.settings.max_waiters:
+        if errand.ask.wait_s <= 0:
             return self._apart(errand, lambda: Outcome(errand.cache))
+        if self._waits.count > self._parts.settings.max_waiters:
+            return self._conclude(errand)
         now = time.monotonic()
         errand.until, errand.look_at = now + errand.ask.wait_s, now + LOOK_S
         if is_done:
@@ -257,12 +277,12 @@ class Express:
 
     def _looked_at_own(self, errand: Errand, reply: Any) -> None:
         """A follower's own entry says no more than whether it has left."""
-        if not isinstance(reply, RedisError) and read_glance(reply):
+        if errand.is_entered and not isinstance(reply, RedisError) and read_glance(reply):
             self._conclude(errand)
 
     def _looked(self, errand: Errand, reply: Any) -> None:
-        if isinstance(reply, RedisError):
-            return  # it is looked at again
+        if isinstance(reply, RedisError) or not errand.is_entered:
+            return  # it is looked at again, or was by an earlier look, which is being answered
         glance = read_glance(reply)
         if glance and glance.is_answered:
             answer = Answer.decode(glance.answer or b"")
@@ -299,7 +319,9 @@ class Express:
                 return
             try:
                 go_on(errand, reply)
-            except Exception as error:  # noqa: BLE001 - the loop must go on for all others
+            except Exception as error:
+                if errand.is_over:  # one request, one reply
+                    raise
                 self._send(errand, _failure(error, errand.ask))
 
         return step

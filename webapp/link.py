@@ -11,6 +11,7 @@ from typing import Any, Protocol
 import hiredis
 from redis import RedisError
 from redis.exceptions import ConnectionError as RedisConnectionError
+from redis.exceptions import TimeoutError as RedisTimeoutError
 
 from storage.connection import Command, RedisClient
 
@@ -86,7 +87,8 @@ class RedisLink:
         self._drop(RedisConnectionError("closed"))
 
     def _connect(self) -> Any:
-        connection = self._pool.make_connection()
+        # Not `make_connection`: the pool counts those, and makes no more than `max_connections` of them ever.
+        connection = self._pool.connection_class(**self._pool.connection_kwargs)
         connection.connect()
         return connection
 
@@ -111,10 +113,14 @@ class RedisLink:
             return self._drop(error)
         if not data:
             return self._drop(RedisConnectionError("Redis has closed the connection"))
-        self._reader.feed(data)
-        while (reply := self._reader.gets()) is not _NOTHING_YET:
-            _, on_reply = self._waiting.popleft()
-            _call(on_reply, RedisError(str(reply)) if isinstance(reply, hiredis.ReplyError) else reply)
+        try:
+            self._reader.feed(data)
+            while (reply := self._reader.gets()) is not _NOTHING_YET:
+                if not isinstance(reply, hiredis.PushNotification):  # nobody asked for those
+                    _, on_reply = self._waiting.popleft()
+                    _call(on_reply, RedisError(str(reply)) if isinstance(reply, hiredis.ReplyError) else reply)
+        except (hiredis.ProtocolError, IndexError) as error:  # it is not Redis, or it answers what nobody asked
+            self._drop(error)
 
     def _drop(self, error: Exception) -> None:
         if self._socket is not None:
@@ -124,7 +130,8 @@ class RedisLink:
         self._connection = self._socket = None
         self._unsent.clear()
         asked, self._waiting = self._waiting, deque()
-        failure = error if isinstance(error, RedisError) else RedisConnectionError(str(error))
+        kind = RedisTimeoutError if isinstance(error, TimeoutError) else RedisConnectionError
+        failure = error if isinstance(error, RedisError) else kind(str(error))
         for _, on_reply in asked:
             _call(on_reply, failure)
 

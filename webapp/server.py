@@ -14,24 +14,29 @@ from typing import Any
 from gunicorn.workers.gthread import TConn, ThreadWorker
 
 from webapp.express import Errand, Express
+from webapp.wire import is_begun
 
 log = logging.getLogger(__name__)
 
 READ_BYTES = 64 * 1024
 GC_THRESHOLD = 20_000  # allocations between two looks for garbage in cycles, of which a request makes hardly any
 SEND_LIMIT_S = 30.0  # for a caller that does not take its answer
+LOOK_AGAIN_S = 1.0
 
 
 class Connection(TConn):  # type: ignore[misc]
     """A connection; while it has an `errand` its request is being answered.
 
-    `is_watched`: the poller reports what comes in. `used_at` is when it last was of use.
+    `is_watched`: the poller reports on it. `received` is of a request whose rest is still to come, `unsent` of a reply
+    that its caller is slow to take. `used_at` is when it last was of use.
     """
 
     errand: Errand | None = None
-    is_watched = True
+    is_watched = False
     is_open = True
     used_at = 0.0
+    received = b""
+    unsent = b""
 
 
 class RouterWorker(ThreadWorker):  # type: ignore[misc]
@@ -45,6 +50,7 @@ class RouterWorker(ThreadWorker):  # type: ignore[misc]
         gc.freeze()
         gc.set_threshold(GC_THRESHOLD)
         if not self.cfg.is_ssl:
+            self._aside = self.get_thread_pool()  # gunicorn's own may all be with slow callers
             self.express = Express(self.wsgi, self)
             self.express.tend()
         super().run()
@@ -57,9 +63,12 @@ class RouterWorker(ThreadWorker):  # type: ignore[misc]
 
     def apart(self, work: Callable[[], Any], then: Callable[[Any], None]) -> None:
         def go_on(future: Future[Any]) -> None:
-            self.method_queue.defer(then, future.exception() or future.result())
+            try:
+                then(future.exception() or future.result())
+            except Exception:  # gunicorn's loop would end, and with it everybody's connection
+                log.exception("loop.failed")
 
-        self.tpool.submit(work).add_done_callback(go_on)
+        self._aside.submit(work).add_done_callback(lambda future: self.method_queue.defer(go_on, future))
 
     def accept(self, listener: socket.socket) -> None:
         if self.express is None:
@@ -71,19 +80,14 @@ class RouterWorker(ThreadWorker):  # type: ignore[misc]
         self.nr_conns += 1
         connection = Connection(self.cfg, client, address, listener.getsockname())
         connection.set_timeout()
-        self.pending_conns.append(connection)
-        self.poller.register(client, selectors.EVENT_READ, partial(self.on_pending_socket_readable, connection))
-
-    def on_pending_socket_readable(self, conn: Connection, client: socket.socket) -> None:
-        if not conn.is_open:
-            return
-        self.pending_conns.remove(conn)
-        self.keepalived_conns.append(conn)
-        self.poller.modify(client, selectors.EVENT_READ, partial(self.on_client_socket_readable, conn))
-        self.on_client_socket_readable(conn, client)
+        # Not among gunicorn's pending ones, which would hold up the end of this process.
+        self.keepalived_conns.append(connection)
+        self._watch(connection)
 
     def on_client_socket_readable(self, conn: Connection, client: socket.socket) -> None:
-        if not conn.is_open:
+        if self.express is None:
+            return super().on_client_socket_readable(conn, client)
+        if not conn.is_watched or conn.unsent:  # this round began otherwise
             return
         if conn.errand:
             return self._disturbed(conn)
@@ -95,12 +99,16 @@ class RouterWorker(ThreadWorker):  # type: ignore[misc]
             data = b""
         if not data:
             return self._close(conn)
-        assert self.express  # noqa: S101 - without it gunicorn's own `accept` makes the connections
-        errand = self.express.take(conn, data)
-        if errand is None:
+        self._offer(conn, self.express, conn.received + data)
+
+    def _offer(self, conn: Connection, express: Express, data: bytes) -> None:
+        errand, conn.received = express.take(conn, data), b""
+        if errand:
+            conn.errand = None if errand.is_over else errand
+        elif is_begun(data):
+            conn.received = data
+        else:
             self.hand_over(conn, data)
-        elif not errand.is_over:
-            conn.errand = errand
 
     def hand_over(self, connection: Connection, data: bytes) -> None:
         connection.errand = None
@@ -124,16 +132,20 @@ class RouterWorker(ThreadWorker):  # type: ignore[misc]
         except OSError:
             return self._close(connection)
         if sent < len(data):
-            return self.apart(partial(_send_all, connection.sock, data[sent:]), partial(self._sent, connection))
-        self._sent(connection, None)
+            self._unwatch(connection)
+            connection.unsent = data[sent:]
+            return self._watch(connection, selectors.EVENT_WRITE)
+        connection.errand = None
+        if self.is_closing:
+            self._close(connection)
+        elif not connection.is_watched:
+            self._watch(connection)
 
-    def _sent(self, conn: Connection, failure: Exception | None) -> None:
-        conn.errand = None
-        if failure or self.is_closing:
-            return self._close(conn)
-        if not conn.is_watched:
-            conn.is_watched = True
-            self.poller.register(conn.sock, selectors.EVENT_READ, partial(self.on_client_socket_readable, conn))
+    def _send_rest(self, conn: Connection, _: socket.socket) -> None:
+        data, conn.unsent = conn.unsent, b""
+        if data:
+            self._unwatch(conn)
+            self.respond(conn, data)
 
     def _disturbed(self, conn: Connection) -> None:
         """While a request is being answered the caller either leaves, or sends the next one, which has to wait."""
@@ -149,6 +161,11 @@ class RouterWorker(ThreadWorker):  # type: ignore[misc]
             self.express.abandon(conn.errand)
         self._close(conn)
 
+    def _watch(self, conn: Connection, event: int = selectors.EVENT_READ) -> None:
+        act = self.on_client_socket_readable if event == selectors.EVENT_READ else self._send_rest
+        conn.is_watched = True
+        self.poller.register(conn.sock, event, partial(act, conn))
+
     def _unwatch(self, conn: Connection) -> None:
         if conn.is_watched:
             conn.is_watched = False
@@ -158,8 +175,7 @@ class RouterWorker(ThreadWorker):  # type: ignore[misc]
         if not conn.is_open:
             return
         conn.is_open = False
-        with suppress(KeyError, ValueError):
-            self._unwatch(conn)
+        self._unwatch(conn)
         with suppress(ValueError):
             self.keepalived_conns.remove(conn)
         self.nr_conns -= 1
@@ -173,21 +189,20 @@ class RouterWorker(ThreadWorker):  # type: ignore[misc]
 
     def murder_keepalived(self, force: bool = False) -> None:
         """gunicorn closes what its threads have not used for long: what Express uses stays."""
+        if self.express is None:
+            return super().murder_keepalived(force)
         now = time.monotonic()
-        while not force and self.keepalived_conns and self.keepalived_conns[0].timeout <= now:
+        while self.keepalived_conns and (force or self.keepalived_conns[0].timeout <= now):
             conn = self.keepalived_conns[0]
-            until = now + 1 if conn.errand else conn.used_at + self.cfg.keepalive if self.alive else 0
-            if until <= now:
-                break
-            self.keepalived_conns.rotate(-1)
-            conn.timeout = until
-        super().murder_keepalived(force)
+            conn.timeout = self._may_stay_until(conn, now)
+            if force or conn.timeout <= now:
+                self._close(conn)
+            else:
+                self.keepalived_conns.rotate(-1)
 
-
-def _send_all(client: socket.socket, data: bytes) -> None:
-    """Send the rest of a reply, on a thread."""
-    client.settimeout(SEND_LIMIT_S)
-    try:
-        client.sendall(data)
-    finally:
-        client.settimeout(0)
+    def _may_stay_until(self, conn: Connection, now: float) -> float:
+        if conn.unsent:
+            return conn.used_at + SEND_LIMIT_S
+        if conn.errand:
+            return now + LOOK_AGAIN_S
+        return float(conn.used_at + self.cfg.keepalive if self.alive else 0)

@@ -10,20 +10,42 @@ from webapp.header import ALWAYS, DATA_POLICY
 from webapp.reply import Reply
 
 MAX_HEAD_BYTES = 8_190
-# Field names and values as RFC 9112 has them, nothing folded, nothing else between the lines.
+KEPT_BYTES = 64 * 1024  # of a request whose rest is still on its way; a larger one has a thread of its own
+# Field names and values as RFC 9112 has them, nothing folded, nothing else between the lines. gunicorn drops names with
+# an underscore, but for some that a proxy may set (SCRIPT_NAME): they are its business.
 _HEAD = re.compile(
-    rb"POST /api/v1/query HTTP/1\.1(?:\r\n[!#$%&'*+\-.^_`|~0-9A-Za-z]+:[\t\x20-\x7e\x80-\xff]*){1,60}", re.DOTALL
+    rb"POST /api/v1/query HTTP/1\.1(?:\r\n[!#$%&'*+\-.^`|~0-9A-Za-z]+:[\t\x20-\x7e\x80-\xff]*){1,60}", re.DOTALL
 )
-# What these ask for takes the long way.
+_LENGTH = re.compile(r"[1-9][0-9]{0,9}")
+# What these ask for takes the long way; of the last two, gunicorn minds that they do not contradict X-Forwarded-Proto.
 _LEFT_TO_OTHERS = frozenset(
     {"transfer-encoding", "expect", "upgrade", "content-encoding", "idempotency-key", "origin", "trailer"}
+    | {"x-forwarded-protocol", "x-forwarded-ssl"}
 )
 
 
 def read_request(data: bytes) -> tuple[dict[str, str], bytes] | None:
     """Headers by lower-case name, and the body, of one whole POST /api/v1/query; None where `data` is not just that."""
     head, end, body = data.partition(b"\r\n\r\n")
-    if not end or len(head) > MAX_HEAD_BYTES or not _HEAD.fullmatch(head):
+    headers = _read_head(head) if end else None
+    if headers is None or headers.get("content-length") != str(len(body)) or not _is_plain(headers):
+        return None
+    return headers, body
+
+
+def is_begun(data: bytes) -> bool:
+    """Whether more has to come before anybody can answer: of the head, or of the body of a plain request."""
+    head, end, body = data.partition(b"\r\n\r\n")
+    if not end:
+        return len(data) <= MAX_HEAD_BYTES
+    headers = _read_head(head)
+    length = headers.get("content-length", "") if headers else ""
+    # An exact number: its form is checked once the body is there.
+    return bool(headers and _is_plain(headers) and _LENGTH.fullmatch(length) and len(body) < int(length) <= KEPT_BYTES)
+
+
+def _read_head(head: bytes) -> dict[str, str] | None:
+    if len(head) > MAX_HEAD_BYTES or not _HEAD.fullmatch(head):
         return None
     headers: dict[str, str] = {}
     for line in head.split(b"\r\n")[1:]:
@@ -32,13 +54,12 @@ def read_request(data: bytes) -> tuple[dict[str, str], bytes] | None:
         if key in headers:
             return None
         headers[key] = value.decode("latin-1").strip(" \t")
-    return (headers, body) if _is_plain(headers, len(body)) else None
+    return headers
 
 
-def _is_plain(headers: Mapping[str, str], length: int) -> bool:
+def _is_plain(headers: Mapping[str, str]) -> bool:
     return (
-        headers.get("content-length") == str(length)
-        and "host" in headers
+        "host" in headers
         and headers.get("content-type", "").partition(";")[0].strip(" ").lower() == "application/json"
         and headers.get("connection", "keep-alive").lower() == "keep-alive"
         and _LEFT_TO_OTHERS.isdisjoint(headers)
