@@ -29,7 +29,7 @@ class Turned:
         self.loop = TurnedLoop()
         self.express = Express(app, self.loop)
         self.link, self.waits = self.express._link, self.express._waits
-        self.turn(lambda: self.express._is_open)
+        self.turn(lambda: self.link.is_up and self.express._feed.is_up)
         for name in ("find", "accept", "record_hit"):  # Redis knows the scripts from now on
             script = app.extensions["services"].ledger._scripts[name]
             app.extensions["services"].ledger.client.script_load(script.script)

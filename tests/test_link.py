@@ -141,7 +141,7 @@ def test_a_stream_that_redis_refuses_to_read_is_not_asked_for_again_at_once(
 
 
 def test_a_feed_goes_on_where_its_connection_was_lost(redis: Redis, redis_url: str, loop: TurnedLoop) -> None:
-    heard: list[str] = []
+    heard: list[Any] = []
     feed = Feed(blocking_client, redis_url, "stream", loop, heard.append)
     loop.turn(lambda: tend(feed), lambda: feed.is_up)
     redis.xadd("stream", {"job": "a"})

@@ -32,7 +32,7 @@ from webapp.schema import (
 from webapp.service import services
 from webapp.view import json_response
 
-_measuring = threading.BoundedSemaphore(4)  # statistics read many rows: a few at a time in a process
+_measuring = threading.BoundedSemaphore(4)  # of the threads and connections that others need, statistics get a few
 
 api = APIBlueprint("api", __name__, url_prefix="/api/v1", abp_tags=[Tag(name="queries")])
 

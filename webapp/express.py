@@ -110,6 +110,8 @@ class Express:
             if link:
                 link.flush()
                 link.tend()
+        if not self._feed.is_up:  # nobody says what has changed
+            self._recent.clear()
         self._hits.tend()
 
     def take(self, connection: Any, data: bytes) -> Errand | None:
