@@ -60,7 +60,7 @@ CELLS = (
     Cell("miss1000@1", "miss", 1, latency_ms=1000),
     Cell("miss1000@32", "miss", 32, latency_ms=1000),
     Cell("miss1000@200", "miss", 200, latency_ms=1000, settings="wide"),
-    Cell("miss1000@1000", "miss", 1000, latency_ms=1000, settings="wide", targets=("direct", "product")),
+    Cell("miss1000@1000", "miss", 1000, latency_ms=1000, settings="crowded", targets=("direct", "product")),
 )
 QUICK = ("hit@1", "hit@32", "miss0@1", "miss0@32")
 

@@ -2,7 +2,9 @@
 
 from typing import Any
 
+import orjson
 from celery import Celery
+from kombu import serialization
 from kombu.entity import Queue
 
 from config import Settings
@@ -42,7 +44,12 @@ _TRANSPORT: dict[str, Any] = {
 
 
 def build_celery(settings: Settings) -> Celery:
-    """The worker's Celery app, on the ledger's Redis."""
+    """The app of workers and Flower, on the ledger's Redis. Messages and events go through orjson."""
+    serialization.register("json", _dumps, orjson.loads, "application/json", "utf-8")
     app = Celery("ai-query-router")
     app.conf.update(_SETTINGS, broker_url=settings.ledger_url, broker_transport_options=_TRANSPORT)
     return app
+
+
+def _dumps(value: Any) -> str:
+    return orjson.dumps(value, default=str).decode()
