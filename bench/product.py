@@ -33,9 +33,9 @@ TIER = "medium"
 # The only settings that differ from the product's defaults, and only for the cells that name their row.
 WIDE: Mapping[str, str] = {"MEDIUM_WORKER_THREADS": "256"}  # a thread for each of 200 calls that are out
 CROWDED: Mapping[str, str] = {  # as many calls as two cores can keep up with; who comes beyond a short queue gets 429
-    "MEDIUM_WORKER_THREADS": "512",
-    "MAX_CALLS_IN_FLIGHT": "512",
-    "MAX_TENANT_QUEUE_DEPTH": "50",
+    "MEDIUM_WORKER_THREADS": "320",
+    "MAX_CALLS_IN_FLIGHT": "320",
+    "MAX_TENANT_QUEUE_DEPTH": "20",
 }
 DEEP: Mapping[str, str] = {  # room for many queued jobs, which nobody takes up while interactive ones come
     "MAX_QUEUE_DEPTH": "200000",

@@ -1,19 +1,22 @@
 """The waiting lines as they are seen: depths, places, and how fast they drain. `lua/line.lua` moves them."""
 
-from collections.abc import Iterable
+import time
+from collections.abc import Callable, Iterable
 
 from storage.connection import RedisClient, server_ms
 from storage.job import BATCH, PRIORITIES, Job
 from storage.name import PREFIX, queued_key, running_key, share_key
 
+LATELY_S = 1.0
 DRAIN_WINDOW = 64  # ends that `ending.lua` keeps to measure how fast a tier drains
 
 
 class Lines:
     """Reads only. Redis errors pass through."""
 
-    def __init__(self, client: RedisClient) -> None:
-        self._client = client
+    def __init__(self, client: RedisClient, monotonic: Callable[[], float] = time.monotonic) -> None:
+        self._client, self._monotonic = client, monotonic
+        self._rates: dict[str, tuple[float, float | None]] = {}
 
     def position(self, job: Job) -> int | None:
         """Place in its tier's queue, 1 = next; None where it is not queued. Batch counts behind interactive ones."""
@@ -45,6 +48,17 @@ class Lines:
                 pipe.hmget(share_key(tier), fields)
             counts = pipe.execute()
         return {tier: sum(int(n or 0) for n in found) for tier, found in zip(names, counts, strict=True)}
+
+    def knows_drain_rate(self, tier: str) -> bool:
+        """Whether `drain_rate_lately` answers without asking Redis."""
+        known = self._rates.get(tier)
+        return known is not None and self._monotonic() - known[0] < LATELY_S
+
+    def drain_rate_lately(self, tier: str) -> float | None:
+        """`drain_rate`, as it was at most LATELY_S ago: whoever turns many away need not measure it for each."""
+        if not self.knows_drain_rate(tier):
+            self._rates[tier] = (self._monotonic(), self.drain_rate(tier))
+        return self._rates[tier][1]
 
     def drain_rate(self, tier: str) -> float | None:
         """Jobs a second that the tier lately ended; None where too few have ended to tell."""

@@ -118,3 +118,17 @@ def test_it_measures_how_fast_a_tier_drains(redis: Redis) -> None:
     rate = Lines(ledger.client).drain_rate("simple")
     assert rate is not None
     assert rate > 1
+
+
+def test_the_drain_rate_is_not_measured_for_everybody(redis: Redis, clock: Clock) -> None:
+    lines = Lines(redis, lambda: clock() / 1000)
+    assert not lines.knows_drain_rate("simple")
+    assert lines.drain_rate_lately("simple") is None
+
+    redis.lpush("aqr:drain:simple", *range(1, 9))
+    assert lines.knows_drain_rate("simple")
+    assert lines.drain_rate_lately("simple") is None
+
+    clock.advance(1)
+    assert not lines.knows_drain_rate("simple")
+    assert lines.drain_rate_lately("simple") is not None

@@ -40,7 +40,7 @@ from webapp.hit_log import HitLog
 from webapp.link import Loop, RedisLink
 from webapp.problem import Problem
 from webapp.recent import Recent, RecentAnswers
-from webapp.refusal import over_rate, refused
+from webapp.refusal import is_quick, over_rate, refused
 from webapp.reply import Reply, reply_to, reply_with
 from webapp.schema import QueryBody
 from webapp.service import Services
@@ -234,6 +234,8 @@ class Express:
                 if not accepted.needs_message:
                     return self._wait(errand, is_done=errand.is_done)
                 self._link.ask(ring_command(draft.id, draft.tier, draft.priority), self._step(errand, self._rung))
+            case _ if is_quick(draft, accepted, parts):
+                raise refused(draft, accepted, parts)
             case _:
                 self._apart(errand, lambda: _refuse(draft, accepted, parts))
 

@@ -13,6 +13,7 @@ from webapp.link import Loop, RedisLink
 log = logging.getLogger(__name__)
 
 BLOCK_MS = 2_000
+AT_MOST = 16  # entries at a time: others on the loop have their turn in between
 LIMIT_S = 5.0
 REST_S = 0.5  # after Redis has refused: it is still loading, say
 
@@ -44,7 +45,7 @@ class Feed:
             if self._last is None:
                 self._link.ask(("XREVRANGE", self._stream, "+", "-", "COUNT", 1), self._begin)
             else:
-                since = ("XREAD", "BLOCK", BLOCK_MS, "STREAMS", self._stream, self._last)
+                since = ("XREAD", "COUNT", AT_MOST, "BLOCK", BLOCK_MS, "STREAMS", self._stream, self._last)
                 self._link.ask(since, self._read)
         self._link.flush()
 

@@ -45,6 +45,11 @@ def refused(
     return Problem(code, detail.format(number=accepted.number, tier=draft.tier), retry_after=round(wait_s, 1))
 
 
+def is_quick(draft: Draft, accepted: Acceptance, parts: Services) -> bool:
+    """Whether `refused` says it without asking Redis."""
+    return accepted.kind not in _BOUNDS or parts.lines.knows_drain_rate(draft.tier)
+
+
 def over_rate(wait_ms: int) -> Problem:
     detail = "This API key has had its requests of this minute."
     return Problem("rate_limited", detail, retry_after=_seconds(wait_ms))
@@ -53,7 +58,7 @@ def over_rate(wait_ms: int) -> Problem:
 def _time_for_one(tier: str, parts: Services) -> float:
     """Seconds in which the tier, by its measured drain rate, ends one job."""
     try:
-        rate = parts.lines.drain_rate(tier)
+        rate = parts.lines.drain_rate_lately(tier)
     except RedisError:
         rate = None
     return min(MOST_WAIT_S, max(LEAST_WAIT_S, 1 / rate)) if rate else UNKNOWN_WAIT_S

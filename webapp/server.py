@@ -4,6 +4,7 @@ import gc
 import logging
 import selectors
 import socket
+import sys
 import time
 from collections.abc import Callable
 from concurrent.futures import Future
@@ -20,6 +21,7 @@ log = logging.getLogger(__name__)
 
 READ_BYTES = 64 * 1024
 GC_THRESHOLD = 20_000  # allocations between two looks for garbage in cycles, of which a request makes hardly any
+SWITCH_S = 0.001  # threads have little to do but wait; at Python's 5 ms the loop would keep them from that
 SEND_LIMIT_S = 30.0  # for a caller that does not take its answer
 LOOK_AGAIN_S = 1.0
 
@@ -49,6 +51,7 @@ class RouterWorker(ThreadWorker):  # type: ignore[misc]
         gc.collect()
         gc.freeze()
         gc.set_threshold(GC_THRESHOLD)
+        sys.setswitchinterval(SWITCH_S)
         if not self.cfg.is_ssl:
             self._aside = self.get_thread_pool()  # gunicorn's own may all be with slow callers
             self.express = Express(self.wsgi, self)
