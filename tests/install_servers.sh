@@ -9,6 +9,7 @@ command -v java >/dev/null || packages+=(default-jre-headless)
 command -v wrk >/dev/null || packages+=(wrk)  # the load of `make bench`
 command -v cc >/dev/null || packages+=(gcc libc6-dev)  # the chaos suite's clock that jumps
 command -v mvn >/dev/null || packages+=(maven)
+command -v valgrind >/dev/null || packages+=(valgrind)  # counts what a query costs
 
 if ((${#packages[@]})); then
     if [ "$(id -u)" = 0 ] && command -v apt-get >/dev/null; then
