@@ -46,9 +46,9 @@ DEEP: Mapping[str, str] = {  # room for many queued jobs, which nobody takes up 
 SETTINGS: Mapping[str, Mapping[str, str]] = {
     "default": {},
     "wide": WIDE,
+    "crowded": CROWDED,
     "memory": WIDE,
     "workers": {},
-    "crowded": CROWDED,
     "growth": {},
     "deep": DEEP,
 }
