@@ -15,13 +15,26 @@ log = logging.getLogger(__name__)
 
 
 class Bell:
-    """A message that is being answered, as Celery's own requests look to those who ask the worker for them."""
+    """A message that is being answered, with what Celery's worker asks of its own requests (celery/worker/request.py).
 
-    __slots__ = ("__weakref__", "_args", "_hostname", "id", "name", "time_start")
+    `eventer` sends events; the worker sets a new one when it has lost its connection.
+    """
 
-    def __init__(self, task_id: str, name: str, args: Sequence[Any], hostname: str) -> None:
-        self.id, self.name, self._args, self._hostname = task_id, name, args, hostname
+    __slots__ = ("__weakref__", "_args", "_hostname", "eventer", "id", "name", "task", "time_start")
+    acknowledged = True
+
+    def __init__(self, task_id: str, task: Any, args: Sequence[Any], hostname: str, eventer: Any) -> None:
+        self.id, self.task, self.name, self.eventer = task_id, task, task.name, eventer
+        self._args, self._hostname = args, hostname
         self.time_start: float | None = None
+
+    def tell(self, kind: str, **facts: Any) -> None:
+        self.eventer.send(kind, uuid=self.id, **facts)
+
+    def cancel(self, *_: Any, **__: Any) -> None:
+        """A thread cannot be stopped: it is the ledger that cancels jobs."""
+
+    terminate = cancel
 
     def info(self, safe: bool = False) -> dict[str, Any]:
         return {
@@ -32,7 +45,7 @@ class Bell:
             "type": self.name,
             "hostname": self._hostname,
             "time_start": self.time_start,
-            "acknowledged": True,
+            "acknowledged": self.acknowledged,
             "delivery_info": {},
             "worker_pid": os.getpid(),
         }
@@ -40,29 +53,29 @@ class Bell:
 
 def answer_bells(task: Any, app: Any, consumer: Any, **_: Any) -> Callable[..., None]:
     """A Celery strategy: what to do with each message of the task. Content that is not JSON is refused by kombu."""
-    tell, submit, hostname = consumer.event_dispatcher.send, consumer.pool.executor.submit, consumer.hostname
+    submit, hostname = consumer.pool.executor.submit, consumer.hostname
 
     def run(bell: Bell, args: Sequence[Any]) -> None:
         bell.time_start = time.time()
         started = time.monotonic()
         state.task_accepted(bell)
-        tell("task-started", uuid=bell.id)
+        bell.tell("task-started")
         try:
             said = task.run(*args)
         except Exception as error:
             state.task_ready(bell)
             log.exception("task.failed", extra={"task_id": bell.id})
-            tell("task-failed", uuid=bell.id, exception=type(error).__name__, traceback=None)
+            bell.tell("task-failed", exception=type(error).__name__, traceback=None)
         else:
             state.task_ready(bell, successful=True)
-            tell("task-succeeded", uuid=bell.id, result=said, runtime=time.monotonic() - started)
+            bell.tell("task-succeeded", result=said, runtime=time.monotonic() - started)
 
     def take(message: Any, _body: Any, ack: Callable[..., None], *_: Any, **__: Any) -> None:
         args, headers = message.payload[0], message.headers
-        bell = Bell(headers["id"], task.name, args, hostname)
+        bell = Bell(headers["id"], task, args, hostname, consumer.event_dispatcher)
         ack(log, consumer.connection_errors)
         state.task_reserved(bell)
-        tell("task-received", uuid=bell.id, name=bell.name, args=headers["argsrepr"], kwargs="{}", retries=0)
+        bell.tell("task-received", name=bell.name, args=headers["argsrepr"], kwargs="{}", retries=0)
         submit(run, bell, args)
 
     return take

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from celery.worker import state
 
-from tasks.strategy import answer_bells
+from tasks.strategy import Bell, answer_bells
 
 
 class Events(list[tuple[str, dict[str, Any]]]):
@@ -33,9 +33,13 @@ class Rig:
         )
         self.take = answer_bells(SimpleNamespace(name="answer_query", run=self._run), None, consumer)
         self.seen: list[Any] = []
+        self.reconnected: Events | None = None
 
     def _run(self, job_id: str, tier: str) -> str:
         self.seen = [bell.info() for bell in state.active_requests]
+        if self.reconnected is not None:
+            for bell in tuple(state.reserved_requests):  # celery/worker/consumer/events.py
+                bell.eventer = self.reconnected
         if self.error:
             raise self.error
         return f"{job_id} completed"
@@ -76,6 +80,23 @@ def test_a_task_that_fails_is_heard_of_and_leaves_its_thread(rig: Rig) -> None:
     assert "secret" not in str(rig.events)
     assert not state.reserved_requests
     assert not state.active_requests
+
+
+def test_a_worker_that_has_lost_its_connection_tells_over_the_new_one(rig: Rig) -> None:
+    rig.reconnected = Events()
+    rig.ring()
+
+    assert rig.events.kinds == ["task-received", "task-started"]
+    assert rig.reconnected.kinds == ["task-succeeded"]
+
+
+def test_a_running_task_takes_no_notice_of_being_cancelled_by_celery(rig: Rig) -> None:
+    rig.ring()
+
+    bell = Bell("j1:1", SimpleNamespace(name="answer_query", acks_late=False), [], "here", rig.events)
+    bell.cancel(None, emit_retry=True)
+    bell.terminate(None, signal=15)
+    assert bell.acknowledged
 
 
 def test_whoever_inspects_the_worker_sees_what_runs(rig: Rig) -> None:
