@@ -143,9 +143,6 @@ class Loop:
     def respond(self, connection: Any, data: bytes) -> None:
         self.reply = data
 
-    def hand_over(self, connection: Any, data: bytes) -> None:
-        raise AssertionError("a plain request was left to the application")
-
 
 def _play(path: str) -> None:
     """Serve requests, say `warm`, wait for a line, serve those that are counted, and end at once."""

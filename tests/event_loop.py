@@ -14,7 +14,6 @@ class TurnedLoop:
         self.poller = selectors.DefaultSelector()
         self.kept: deque[tuple[Callable[[], Any], Callable[[Any], None]]] = deque()
         self.replies: list[bytes] = []
-        self.handed_over: list[bytes] = []
         self.is_closing = False
 
     def apart(self, work: Callable[[], Any], then: Callable[[Any], None]) -> None:
@@ -22,9 +21,6 @@ class TurnedLoop:
 
     def respond(self, connection: Any, data: bytes) -> None:
         self.replies.append(data)
-
-    def hand_over(self, connection: Any, data: bytes) -> None:
-        self.handed_over.append(data)
 
     def do_kept(self) -> None:
         for _ in range(len(self.kept)):

@@ -132,12 +132,14 @@ def test_two_looks_at_an_ended_job_make_one_reply(turned: Turned, redis: Redis) 
     assert turned.statuses == [409]
 
 
-def test_a_redis_that_is_full_or_forgot_the_scripts_is_left_to_the_application(turned: Turned, redis: Redis) -> None:
+def test_a_query_that_redis_could_not_look_up_is_begun_again_under_its_id(turned: Turned, redis: Redis) -> None:
     redis.script_flush()
-    errand = turned.take()
-    turned.turn(lambda: turned.loop.handed_over)
+    errand = turned.take(wait_seconds=0)
+    turned.turn(lambda: turned.loop.replies)
 
-    assert (turned.loop.handed_over, errand.is_over) == ([request("What is AI?")], True)
+    assert turned.statuses == [202]
+    assert errand.ask.id.encode() in turned.loop.replies[0]
+    assert redis.exists(job_key(errand.ask.id))
 
 
 def test_a_bug_while_a_request_is_read_leaves_it_to_the_application(turned: Turned, app: Flask) -> None:

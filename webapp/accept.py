@@ -146,10 +146,13 @@ def _ring(ask: Ask, draft: Draft, parts: Services, needs_message: bool) -> Outco
 
 
 def after_lost_message(ask: Ask, draft: Draft, parts: Services, error: Exception) -> Outcome:
-    """The job was taken in, but nobody may have been told so."""
-    may_answer = _why_not_inline(ask) is None and parts.inline.has_room()
-    if may_answer and parts.withdrawals.withdraw(draft.id):
-        return _answer_taken_back(draft, ask, parts, error)
+    """The job was taken in, but nobody may have been told so. It is answered here only if it is surely taken back:
+    its message may yet arrive, and a worker would answer it, too.
+    """
+    if _why_not_inline(ask) is None and parts.inline.has_room():
+        with suppress(RedisError):
+            if parts.ledger.withdraw(draft.id):
+                return _answer_taken_back(draft, ask, parts, error)
     # The job stands, and the reaper rings for it.
     return _wait(ask, CACHE_HEADERS[ask.cache_mode], parts)
 

@@ -14,7 +14,6 @@ class Errand:
     """One query on its way. Times are `time.monotonic`'s, but `started`, which is `time.perf_counter`'s."""
 
     connection: Any
-    data: bytes
     started: float
     ask: Ask
     key: str

@@ -22,6 +22,7 @@ from storage.name import DONE
 from tasks.dispatch import ring_command
 from webapp.accept import (
     Outcome,
+    accept,
     after_lost_entry,
     after_lost_message,
     answer_key_of,
@@ -61,9 +62,6 @@ class Server(Loop, Protocol):
 
     def respond(self, connection: Any, data: bytes) -> None:
         """Send a reply, and be ready for the connection's next request."""
-
-    def hand_over(self, connection: Any, data: bytes) -> None:
-        """Let the application answer a request of which `data` was read."""
 
     @property
     def is_closing(self) -> bool: ...
@@ -125,7 +123,7 @@ class Express:
             caller = self._caller(headers)
             query = QueryBody.model_validate(orjson.loads(body))
             ask = read_ask(query, Envelope(headers, caller, request_id_of(headers)), self._parts)
-            errand = Errand(connection, data, started, ask, answer_key_of(ask, self._parts))
+            errand = Errand(connection, started, ask, answer_key_of(ask, self._parts))
         except (LookupError, Problem, ValidationError, orjson.JSONDecodeError):
             return None
         except Exception:  # the application meets it, too, and on the loop it would end all connections
@@ -191,7 +189,7 @@ class Express:
 
     def _found(self, errand: Errand, reply: Any) -> None:
         if isinstance(reply, RedisError):
-            return self._hand_over(errand)
+            return self._start_again(errand)
         found = read_found(reply)
         if isinstance(found, int):
             raise over_rate(found)
@@ -207,6 +205,10 @@ class Express:
         command = self._parts.ledger.accept_command(draft)
         self._link.ask(command, lambda reply: self._ring_for(draft, reply) if errand.is_over else entered(reply))
 
+    def _start_again(self, errand: Errand) -> None:
+        """On a thread, and under the same id: what Redis has done with it after all is recorded as one."""
+        self._apart(errand, lambda: accept(errand.ask, self._parts))
+
     def _ring_for(self, draft: Draft, reply: Any) -> None:
         """Its caller has left meanwhile, but its job is there, and others may join it."""
         if isinstance(reply, RedisError):
@@ -219,7 +221,7 @@ class Express:
         assert draft  # noqa: S101 - `_enter` made it
         if isinstance(reply, RedisError):
             if str(reply).startswith("NOSCRIPT"):  # a Redis that was emptied: nothing has happened yet
-                return self._hand_over(errand)
+                return self._start_again(errand)
             return self._apart(errand, lambda: after_lost_entry(ask, draft, parts, reply))
         accepted = read_acceptance(reply)
         match accepted.kind:
@@ -356,10 +358,6 @@ class Express:
         data = write_reply(reply, ask.request_id, int(time.time()), varies=varies, is_last=is_last)
         self._server.respond(errand.connection, data)
         end_request(parts.meter, ROUTE, "POST", reply.status, time.perf_counter() - errand.started, **_who(ask))
-
-    def _hand_over(self, errand: Errand) -> None:
-        self._close(errand)
-        self._server.hand_over(errand.connection, errand.data)
 
     def _close(self, errand: Errand) -> None:
         errand.is_over = True
