@@ -1,9 +1,16 @@
 """Jobs that this process answers itself are taken back from Redis, now or as soon as it can be reached."""
 
 import threading
+from types import SimpleNamespace
+from typing import Any
 
+import pytest
+from redis import RedisError
 from redis.exceptions import TimeoutError as RedisTimeoutError
 
+from tests.ledger_case import draft
+from webapp.accept import after_lost_message
+from webapp.caller import ANYONE
 from webapp.withdrawal import Withdrawals
 
 
@@ -54,3 +61,18 @@ def test_it_can_be_needed_again_after_it_has_caught_up() -> None:
         ledger.silent = 1
 
     assert ledger.withdrawn == ["j1", "j2"]
+
+
+@pytest.mark.parametrize("said", [False, RedisError("away")])
+def test_a_job_whose_message_may_arrive_is_not_answered_here_too(said: bool | RedisError) -> None:
+    def withdraw(job_id: str) -> bool:
+        if isinstance(said, RedisError):
+            raise said
+        return said
+
+    inline = SimpleNamespace(has_room=lambda: True)  # it has no `answer`: asked for one, the test fails
+    parts: Any = SimpleNamespace(ledger=SimpleNamespace(withdraw=withdraw), inline=inline)
+    ask: Any = SimpleNamespace(cache_mode="default", is_idempotent=False, caller=ANYONE, wait_s=0)
+
+    outcome = after_lost_message(ask, draft("j1"), parts, RedisError("late"))
+    assert (outcome.answer, outcome.is_degraded) == (None, False)

@@ -149,10 +149,12 @@ def after_lost_message(ask: Ask, draft: Draft, parts: Services, error: Exception
     """The job was taken in, but nobody may have been told so. It is answered here only if it is surely taken back:
     its message may yet arrive, and a worker would answer it, too.
     """
+    is_taken_back = False
     if _why_not_inline(ask) is None and parts.inline.has_room():
         with suppress(RedisError):
-            if parts.ledger.withdraw(draft.id):
-                return _answer_taken_back(draft, ask, parts, error)
+            is_taken_back = parts.ledger.withdraw(draft.id)
+    if is_taken_back:
+        return _answer_taken_back(draft, ask, parts, error)
     # The job stands, and the reaper rings for it.
     return _wait(ask, CACHE_HEADERS[ask.cache_mode], parts)
 
