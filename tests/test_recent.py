@@ -160,6 +160,16 @@ def test_hits_that_redis_has_not_confirmed_are_recorded_when_it_is_back(hits: Hi
     assert hits.has_room
 
 
+def test_a_script_that_redis_did_not_know_keeps_nobody_waiting(link: Link, books: Books) -> None:
+    hits = HitLog(books, link, Inline())  # type: ignore[arg-type]
+    for caller in (b"one", b"two"):  # both were under way when Redis said so
+        hits.record(caller, b"facts\n")
+        link.reply(RedisError("NOSCRIPT"))
+        hits.tend()
+    assert books.kept == [b"one", b"two"]
+    assert hits.has_room
+
+
 def test_confirmed_hits_are_not_recorded_again(hits: HitLog, link: Link, books: Books) -> None:
     hits.record(b"one", b"facts\n")
     link.reply(None)

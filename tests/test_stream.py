@@ -1,7 +1,6 @@
 """Following a job: an event for each change, nothing twice, and never more streams than may wait."""
 
 import json
-import threading
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -21,9 +20,9 @@ def follow(client: FlaskClient, job_id: str, **headers: str) -> Any:
 
 
 def events(response: Any) -> Iterator[dict[str, str]]:
-    """Events as a client reads them; comments and `retry` are none."""
-    for block in b"".join(response.response).decode().split("\n\n"):
-        fields = dict(line.split(": ", 1) for line in block.splitlines() if not line.startswith(":"))
+    """Events as a client reads them, each as it comes; comments and `retry` are none."""
+    for block in response.response:
+        fields = dict(line.split(": ", 1) for line in block.decode().split("\n") if line and line[0] != ":")
         if "data" in fields:
             yield fields
 
@@ -31,9 +30,12 @@ def events(response: Any) -> Iterator[dict[str, str]]:
 def test_it_tells_each_change_until_the_end(client: FlaskClient, chain: EchoChain, worker: None) -> None:
     chain.gate.clear()
     job_id = ask(client, wait_seconds=0).json["id"]
-    threading.Timer(0.3, chain.gate.set).start()
 
-    told = list(events(follow(client, job_id)))
+    told = []
+    for event in events(follow(client, job_id)):
+        told.append(event)
+        if event["event"] == "running":
+            chain.gate.set()
     assert [event["event"] for event in told][-2:] == ["running", "completed"]
     last = json.loads(told[-1]["data"])
     assert last == client.get(f"/api/v1/jobs/{job_id}").json

@@ -65,6 +65,7 @@ class HitLog:
         return []
 
     def _keep_lost(self, records: list[Record] | Exception) -> None:
-        self._is_retrying, self._retry_at = False, time.monotonic() + RETRY_S
+        self._is_retrying = False
         if isinstance(records, list):
             self._lost.extendleft(reversed(records))
+            self._retry_at = time.monotonic() + (RETRY_S if records else 0)
