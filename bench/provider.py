@@ -41,10 +41,14 @@ _GROQ_HEADERS = b"".join(
 
 @dataclass
 class State:
-    """How it answers, and what it has counted since it was last told. `fail_every` n: each n-th call gets 503."""
+    """How it answers, and what it has counted since it was last told.
+
+    `fail_every` n: each n-th call gets 503; with `fails_as_groq` only where it is one on Groq's path.
+    """
 
     latency_ms: float = 0
     fail_every: int = 0
+    fails_as_groq: bool = False
     calls: int = 0
     failed: int = 0
     waiting: int = 0
@@ -56,6 +60,7 @@ class State:
         self.most_waiting = self.waiting
         self.latency_ms = float(wanted.get("latency_ms", self.latency_ms))
         self.fail_every = int(wanted.get("fail_every", self.fail_every))
+        self.fails_as_groq = bool(wanted.get("fails_as_groq", self.fails_as_groq))
 
 
 class Chat(asyncio.Protocol):
@@ -96,7 +101,8 @@ class Chat(asyncio.Protocol):
     def _complete(self, body: bytes, is_groq: bool) -> None:
         state = self._state
         state.calls += 1
-        if state.fail_every and state.calls % state.fail_every == 0:
+        may_fail = state.fail_every and (is_groq or not state.fails_as_groq)
+        if may_fail and state.calls % state.fail_every == 0:
             state.failed += 1
             self._send(b"503 Service Unavailable", b'{"error":{"message":"overloaded","type":"server_error"}}')
         elif state.latency_ms:

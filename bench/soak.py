@@ -1,7 +1,7 @@
 """The service at 70 % of what it can do for half an hour, with faults, while everything that might grow is watched.
 
-`python -m bench.soak --minutes 30`: nine hits to a miss; every fifth call of the provider's first target fails for a
-while, a worker is killed, Redis drops every connection. Exits with 1 where something grew or was not answered.
+`python -m bench.soak --minutes 30`: nine hits to a miss; every fifth call to Groq fails for a while and falls back to
+Together AI, a worker is killed, Redis drops every connection. Exits with 1 where something grew or was not answered.
 """
 
 import argparse
@@ -24,7 +24,7 @@ from redis import Redis
 from bench import load, machine
 from bench.cell import warm_up
 from bench.load import Call, Outcome
-from bench.open_loop import open_loop
+from bench.open_loop import hold, open_loop
 from bench.product import TIER, Product, environment, product
 from bench.provider import FakeProvider, start_provider
 from bench.target import Running
@@ -130,9 +130,9 @@ def growth(samples: Sequence[Sample]) -> dict[str, dict[str, Any]]:
 
 
 def _capacity(call: Call, short: Call, seed: str) -> float:
-    """Requests a second of the mix, from what hits and misses come to alone."""
-    hits = load.closed_loop(call, 32, 5, seed=seed, pool=load.POOL).per_second
-    misses = load.closed_loop(short, 32, 5, seed=load.new_seed()).per_second
+    """Requests a second of the mix, from what hits and misses come to alone, the load's own work included."""
+    hits = hold(call, 32, 5, load.pooled_tokens(seed), warm_s=2).per_second
+    misses = hold(short, 32, 5, load.unique_tokens(load.new_seed()), warm_s=2).per_second
     return (HITS_A_MISS + 1) / (HITS_A_MISS / hits + 1 / misses)
 
 
@@ -170,8 +170,8 @@ def _fault(number: int, service: Product, provider: FakeProvider) -> str:
     """One of three in turn, as a line for the log."""
     kind = number % 3
     if kind == 0:
-        provider.control(fail_every=5)
-        said = "every fifth call of the provider fails"
+        provider.control(fail_every=5, fails_as_groq=True)
+        said = "Groq fails every fifth call"
     elif kind == 1:
         provider.control(fail_every=0)
         os.kill(service.supervisor.pid(f"worker-{TIER}") or 0, signal.SIGKILL)

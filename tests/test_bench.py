@@ -122,6 +122,14 @@ def test_the_provider_is_slow_or_fails_as_it_is_told_and_counts_its_calls(provid
     assert provider.control(latency_ms=0).calls == 0
 
 
+def test_the_provider_fails_as_groq_alone_so_that_the_fallback_answers(provider: FakeProvider) -> None:
+    provider.control(fail_every=2, fails_as_groq=True)
+
+    assert [chat(provider, "/openai/v1").status_code for _ in range(2)] == [200, 503]
+    assert [chat(provider, "/v1").status_code for _ in range(2)] == [200, 200]
+    provider.control(fail_every=0, fails_as_groq=False)
+
+
 def test_the_provider_keeps_a_thousand_connections(provider: FakeProvider) -> None:
     provider.control(latency_ms=300)
 
