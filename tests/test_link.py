@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 from redis import Redis, RedisError
+from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.exceptions import TimeoutError as RedisTimeoutError
 
 from embedded.port import free_port
@@ -87,6 +88,24 @@ def test_what_is_not_redis_takes_the_connection_down_and_nothing_else(loop: Turn
     link.ask(("PING",), got.append)
     link.flush()
     assert isinstance(got[0], RedisError)
+
+
+def test_a_connection_that_is_lost_while_its_round_goes_on_is_not_read(loop: TurnedLoop) -> None:
+    pair, got = Pair(), []
+    link = adopted(loop, pair)
+    link.ask(("PING",), got.append)
+    pair.other.sendall(b"+PONG\r\n")
+    pair.other.shutdown(socket.SHUT_RD)
+    [(key, _)] = loop.poller.select(0)
+    link.flush()  # by what came first in the round
+    assert not link.is_up
+
+    key.data(key.fileobj)
+    link._adopt(Pair())  # and so it is with the one that takes its place
+    key.data(key.fileobj)
+    assert [type(reply) for reply in got] == [RedisConnectionError]
+    assert link.is_up
+    link.close()
 
 
 def test_what_redis_pushes_answers_no_question(loop: TurnedLoop) -> None:

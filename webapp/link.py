@@ -103,10 +103,11 @@ class RedisLink:
         self._socket.settimeout(self._limit_s)
         self._loop.poller.register(self._socket, selectors.EVENT_READ, self._read)
 
-    def _read(self, _: Any) -> None:
-        assert self._socket  # noqa: S101 - it is registered
+    def _read(self, readable: socket.socket) -> None:
+        if readable is not self._socket:  # it was lost earlier in this round
+            return
         try:
-            data = self._socket.recv(READ_BYTES)
+            data = readable.recv(READ_BYTES)
         except TimeoutError:  # TLS: bytes came, but nothing for us
             return
         except OSError as error:

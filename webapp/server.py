@@ -167,7 +167,14 @@ class RouterWorker(ThreadWorker):  # type: ignore[misc]
     def _watch(self, conn: Connection, event: int = selectors.EVENT_READ) -> None:
         act = self.on_client_socket_readable if event == selectors.EVENT_READ else self._send_rest
         conn.is_watched = True
-        self.poller.register(conn.sock, event, partial(act, conn))
+        self.poller.register(conn.sock, event, partial(self._act, act, conn))
+
+    def _act(self, act: Callable[[Connection, socket.socket], None], conn: Connection, client: socket.socket) -> None:
+        try:
+            act(conn, client)
+        except Exception:  # gunicorn's loop would end, and with it everybody's connection
+            log.exception("connection.failed")
+            self._close(conn)
 
     def _unwatch(self, conn: Connection) -> None:
         if conn.is_watched:
