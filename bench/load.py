@@ -49,7 +49,8 @@ class Outcome:
     """What a load met. `answered`: 200 with the right token; `accepted`: 202; `refused`: 429; latencies in ms.
 
     `asked` are all requests, those included whose replies came too late to count or were cut off at the end. `wrong`
-    are 200s to another question, `other` other statuses, `broken` connections; `sample` shows a bad reply.
+    are 200s to another question, `unavailable` 503s that say when to come back, `other` other statuses, `broken`
+    connections; `sample` shows a bad reply.
     """
 
     seconds: float
@@ -62,13 +63,14 @@ class Outcome:
     accepted: int = 0
     refused: int = 0
     wrong: int = 0
+    unavailable: int = 0
     other: int = 0
     broken: int = 0
     sample: str = ""
 
     @property
     def failed(self) -> int:
-        return self.wrong + self.other + self.broken
+        return self.wrong + self.unavailable + self.other + self.broken
 
     @property
     def per_second(self) -> float:

@@ -18,6 +18,7 @@ from bench.load import Call, Outcome
 
 _LENGTH = re.compile(rb"\r\ncontent-length: *(\d+)", re.IGNORECASE)
 _REPLY_BYTES = 1 << 16
+_KINDS = ("answered", "accepted", "refused", "wrong", "unavailable", "other")
 _DRAIN_S = 30.0  # how long the last replies are waited for
 
 
@@ -60,7 +61,7 @@ class _Loop:
         self._by_file: dict[int, _Connection] = {}
         self._late: deque[float] = deque()
         self._latencies: list[float] = []
-        self._counts = {"asked": 0, "answered": 0, "accepted": 0, "refused": 0, "wrong": 0, "other": 0, "broken": 0}
+        self._counts = dict.fromkeys(("asked", *_KINDS, "broken"), 0)
         self._sample = ""
         self._idle = deque(self._connect() for _ in range(connections))
 
@@ -131,10 +132,8 @@ class _Loop:
     def _take(self, connection: _Connection) -> None:
         now, reply, connection.received = time.perf_counter(), connection.received, b""
         status = int(reply[9:12])
-        kind = {200: "answered", 202: "accepted", 429: "refused"}.get(status, "other")
-        if status == 200 and connection.token not in reply:
-            kind = "wrong"
-        if kind in ("wrong", "other"):
+        kind = _kind(status, connection.token, reply)
+        if kind in ("wrong", "unavailable", "other"):
             self._counts[kind] += 1
             self._sample = reply[-300:].decode("utf-8", "replace")
         elif self._counted_from <= now < self._counted_until:
@@ -187,6 +186,15 @@ class _Loop:
         for connection in self._by_file.values():
             connection.sock.close()
         self._poll.close()
+
+
+def _kind(status: int, token: bytes, reply: bytes) -> str:
+    """The name of what counts such replies."""
+    if status == 200:
+        return "answered" if token in reply else "wrong"
+    if status == 503 and b"\r\nretry-after:" in reply.lower():
+        return "unavailable"
+    return {202: "accepted", 429: "refused"}.get(status, "other")
 
 
 def _is_whole(received: bytes) -> bool:

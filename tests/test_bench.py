@@ -139,6 +139,16 @@ def test_the_provider_keeps_a_thousand_connections(provider: FakeProvider) -> No
     assert provider.control().most_waiting == 100
 
 
+def test_a_503_that_says_when_to_come_back_is_told_apart() -> None:
+    def refuse(number: int, _asked: bytes) -> bytes:
+        plain = http(503, b"{}")
+        return plain if number % 2 else plain.replace(b"\r\n", b"\r\nRetry-After: 1\r\n", 1)
+
+    with one_at_a_time(refuse) as call:
+        seen = open_loop(call, 100, 0.1, unique_tokens(new_seed()), connections=1)
+    assert (seen.unavailable, seen.other, seen.failed) == (5, 5, 10)
+
+
 def test_every_request_of_an_open_loop_is_sent_and_answered_once() -> None:
     with one_at_a_time(echo) as call:
         outcome = open_loop(call, 400, 0.5, unique_tokens(new_seed()))
