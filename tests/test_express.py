@@ -21,7 +21,7 @@ from dataclasses import dataclass, field
 from http.client import parse_headers
 from pathlib import Path
 from random import Random
-from threading import Thread
+from threading import Event, Thread
 from typing import Any
 
 import pytest
@@ -847,6 +847,25 @@ def test_erased_answers_are_forgotten_by_every_process(remembering: Web) -> None
         return {reply.status for reply in got} == {404}
 
     eventually(all_are_misses)
+
+
+def test_processes_outlive_connections_that_are_cut_while_they_answer_from_memory(remembering: Web) -> None:
+    stopped = Event()
+
+    def keep_asking() -> set[int]:
+        line, statuses = remembering.line(), set()
+        while not stopped.is_set():
+            statuses.add(line.ask().status)
+        return statuses
+
+    with ThreadPoolExecutor(16) as callers:
+        asking = [callers.submit(keep_asking) for _ in range(16)]
+        for _ in range(20):
+            time.sleep(0.1)
+            remembering.redis.execute_command("CLIENT", "KILL", "TYPE", "normal", "SKIPME", "yes")
+        stopped.set()
+    assert all(200 in each.result() for each in asking)  # others are refused: Redis is away again and again
+    assert remembering.said("Booting worker") == 2
 
 
 def test_the_same_query_at_the_same_time_is_one_job(web: Web, chain: EchoChain, worker: None) -> None:
