@@ -127,7 +127,6 @@ def test_the_provider_fails_as_groq_alone_so_that_the_fallback_answers(provider:
 
     assert [chat(provider, "/openai/v1").status_code for _ in range(2)] == [200, 503]
     assert [chat(provider, "/v1").status_code for _ in range(2)] == [200, 200]
-    provider.control(fail_every=0, fails_as_groq=False)
 
 
 def test_the_provider_keeps_a_thousand_connections(provider: FakeProvider) -> None:

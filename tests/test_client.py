@@ -20,7 +20,7 @@ from providers.connection import SocketHold
 from tests.fake_provider import KEYS, FakeProvider, Fault
 
 DEADLINE_S = 0.4
-GRACE_S = 0.4
+GRACE_S = 2.0
 
 
 @pytest.fixture

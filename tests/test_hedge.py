@@ -56,7 +56,7 @@ def test_a_slow_target_is_overtaken_by_the_next_and_its_call_is_ended(rig: Rig) 
 
     outcome = ask(chain_that_knows_groq(rig))
 
-    assert USUAL_MS / 1000 <= time.monotonic() - started < 1.5
+    assert USUAL_MS / 1000 <= time.monotonic() - started < 4
     assert outcome.target == TOGETHER
     assert story(outcome) == [(1, "groq", "aborted", "unknown"), (2, "together", "ok", "billed")]
     assert outcome.attempts[0].possible_cost_usd > 0
@@ -65,7 +65,7 @@ def test_a_slow_target_is_overtaken_by_the_next_and_its_call_is_ended(rig: Rig) 
         GROQ: "aborted",
         TOGETHER: "ok",
     }
-    wait_until(lambda: rig.fake.hung_up == 1, seconds=1)
+    wait_until(lambda: rig.fake.hung_up == 1, seconds=5)
 
 
 def test_the_first_may_still_win_and_then_the_second_is_ended(rig: Rig) -> None:
@@ -75,10 +75,10 @@ def test_the_first_may_still_win_and_then_the_second_is_ended(rig: Rig) -> None:
 
     outcome = ask(chain_that_knows_groq(rig))
 
-    assert time.monotonic() - started < 1.5
+    assert time.monotonic() - started < 4
     assert story(outcome) == [(1, "together", "aborted", "unknown"), (2, "groq", "ok", "billed")]
     assert rig.admission.is_settled
-    wait_until(lambda: rig.fake.hung_up == 1, seconds=1)
+    wait_until(lambda: rig.fake.hung_up == 1, seconds=5)
 
 
 @pytest.mark.parametrize(("groq_s", "together_s", "failing"), [(0.2, 0.5, "groq"), (0.5, 0.0, "together")])
@@ -118,7 +118,7 @@ def test_a_query_that_the_first_rejects_is_not_waited_for(rig: Rig) -> None:
     with pytest.raises(AllTargetsFailed) as caught:
         ask(chain_that_knows_groq(rig))
 
-    assert time.monotonic() - started < 1.5
+    assert time.monotonic() - started < 4
     assert type(caught.value.last) is QueryRejected
     assert [attempt.outcome for attempt in caught.value.attempts] == ["aborted", "query_rejected"]
 
@@ -133,11 +133,11 @@ def test_a_signal_ends_both_calls(rig: Rig) -> None:
         signal.abort()
         error = asking.exception()
 
-    assert time.monotonic() - at < 1
+    assert time.monotonic() - at < 5
     assert isinstance(error, AllTargetsFailed)
     assert type(error.last) is CallAborted
     assert [attempt.outcome for attempt in error.attempts] == ["aborted", "aborted"]
-    wait_until(lambda: rig.fake.hung_up == 2, seconds=1)
+    wait_until(lambda: rig.fake.hung_up == 2, seconds=5)
 
 
 def test_a_call_that_is_not_slow_is_not_hedged_and_starts_no_thread(rig: Rig) -> None:

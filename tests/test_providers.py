@@ -84,6 +84,7 @@ ERROR_ROWS = [
     for name in PROVIDERS
     for fault, kind in COMMON_ROWS + OWN_ROWS[name]
 ]
+ENDS_LATE = ("silence", "slow_headers", "slow_body")  # after a minute
 
 
 @dataclass(frozen=True)
@@ -232,15 +233,20 @@ def test_an_answer_of_no_use_that_names_its_usage_is_billed(rig: Rig, fault: str
     assert (left.billing, left.usage) == ("billed", Usage(1, 2))
 
 
+@pytest.mark.parametrize("fault", ENDS_LATE)
+def test_nobody_knows_whether_a_reply_that_did_not_come_in_time_is_billed(rig: Rig, fault: str) -> None:
+    assert rig.fails(Fault(fault, every=0.02), seconds=0.5).aftermath == Aftermath("unknown")
+
+
 @pytest.mark.parametrize(
     "fault",
     [
-        *("silence", "slow_headers", "slow_body", "reset", "hang_up", "cut", "cut_chunk", "garbage"),
+        *("reset", "hang_up", "cut", "cut_chunk", "garbage"),
         *("endless", "bomb", "bad_json", "deep_json", "not_an_object", "html", "no_choices", "empty_unbilled"),
     ],
 )
 def test_nobody_knows_whether_a_reply_that_is_not_whole_is_billed(rig: Rig, fault: str) -> None:
-    assert rig.fails(Fault(fault, every=0.02), seconds=0.3).aftermath == Aftermath("unknown")
+    assert rig.fails(Fault(fault)).aftermath == Aftermath("unknown")
 
 
 def test_an_error_status_is_free(rig: Rig) -> None:
@@ -259,14 +265,14 @@ def test_a_broken_connection_means_unreachable(rig: Rig, fault: str) -> None:
     assert type(rig.fails(Fault(fault))) is TargetUnreachable
 
 
-@pytest.mark.parametrize("fault", ["silence", "slow_headers", "slow_body"])
+@pytest.mark.parametrize("fault", ENDS_LATE)
 def test_no_whole_answer_in_time_means_timed_out(rig: Rig, fault: str) -> None:
     started = time.monotonic()
 
-    error = rig.fails(Fault(fault, every=0.02), seconds=0.3)
+    error = rig.fails(Fault(fault, every=0.02), seconds=0.5)
 
     assert type(error) is TargetTimedOut
-    assert time.monotonic() - started < 0.8
+    assert time.monotonic() - started < 5
 
 
 def test_no_server_means_unreachable(fake: FakeProvider) -> None:

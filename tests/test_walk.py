@@ -100,7 +100,7 @@ def test_waiting_is_no_attempt(rig: Rig) -> None:
 
     assert len(outcome.attempts) == 1
     assert len(rig.admission.asked) == 4
-    assert 0.15 <= time.monotonic() - started < 1
+    assert time.monotonic() - started >= 0.15
 
 
 @pytest.mark.parametrize("reason", ["busy", "paused"])
@@ -110,7 +110,7 @@ def test_a_wait_past_the_deadline_ends_the_walk_at_once_and_says_when_to_come_ba
 
     error = rig.fails()
 
-    assert time.monotonic() - started < 0.5
+    assert time.monotonic() - started < 2
     assert type(error.last) is TargetThrottled
     assert (error.attempts, error.last.retry_after, rig.fake.calls.total()) == ((), 30, 0)
 
@@ -121,7 +121,7 @@ def test_nobody_waits_for_targets_that_are_out_of_order(rig: Rig) -> None:
 
     error = rig.fails(seconds=60)
 
-    assert time.monotonic() - started < 0.5
+    assert time.monotonic() - started < 2
     assert (type(error.last), error.last.retry_after) == (TargetOverloaded, 10)
 
 
@@ -142,7 +142,7 @@ def test_a_throttled_lane_is_called_again_after_its_pause(rig: Rig) -> None:
     outcome = rig.ask("groq")
 
     assert [attempt.outcome for attempt in outcome.attempts] == ["throttled", "ok"]
-    assert 1 <= time.monotonic() - started < 2
+    assert time.monotonic() - started >= 1
 
 
 def test_a_throttled_lane_whose_pause_is_longer_than_the_deadline_ends_the_walk(rig: Rig) -> None:

@@ -15,7 +15,7 @@ def test_it_rings_at_the_deadline_and_not_before() -> None:
 
     Watchdog().watch(deadline, lambda: rung.put(time.monotonic()))
 
-    assert 0 <= rung.get(timeout=2) - deadline < 0.5
+    assert 0 <= rung.get(timeout=5) - deadline < 2
 
 
 def test_it_rings_in_the_order_of_the_deadlines_not_of_the_calls() -> None:

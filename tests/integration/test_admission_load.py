@@ -1,6 +1,6 @@
 """Shared admission against providers with hard limits: twice the load they carry, over real HTTP and a real Valkey.
 
-Required of `MEASURED_S` seconds after the warm-up: fewer than 1 % of the calls are throttled, and at least
+Required of the seconds that are measured after the warm-up: fewer than 1 % of the calls are throttled, and at least
 95 % of what the provider's limit allows is served.
 """
 
@@ -26,7 +26,6 @@ from tests.conftest import ROOT
 from tests.fake_provider import KEYS
 
 THREADS = 48
-MEASURED_S = 18.0
 TOKENS = 100
 LANE = Lane(Target("groq", "openai/gpt-oss-20b"), "0badc0de")
 TOKEN_LIMIT = {"units": 80 * TOKENS, "window_s": 2, "cost": TOKENS, "headers": "tokens"}
@@ -34,13 +33,17 @@ TOKEN_LIMIT = {"units": 80 * TOKENS, "window_s": 2, "cost": TOKENS, "headers": "
 
 @dataclass(frozen=True)
 class Case:
-    """`per_second`: calls that the limit allows. `settings` are the provider's, as in `tests.hard_limit`."""
+    """`per_second`: calls that the limit allows. `settings` are the provider's, as in `tests.hard_limit`.
+
+    A whole Retry-After makes each look for the limit cost a second, so there it takes a minute and more to tell.
+    """
 
     per_second: float
     settings: dict[str, Any]
     per_minute: int | None = None
     latency_ms: int = 150
     warm_up_s: float = 10.0
+    measured_s: float = 18.0
 
 
 CASES = {
@@ -51,7 +54,9 @@ CASES = {
     "headers, bucket": Case(40, {"units": 8000, "window_s": 2, "cost": 100, "kind": "bucket", "headers": "tokens"}),
     "concurrency": Case(40, {"concurrency": 16}, latency_ms=400),
     "rate, exact Retry-After": Case(40, {"units": 40, "kind": "sliding", "retry_after": "exact"}),
-    "rate, whole Retry-After": Case(40, {"units": 40, "kind": "fixed", "retry_after": "whole"}, warm_up_s=20),
+    "rate, whole Retry-After": Case(
+        40, {"units": 40, "kind": "fixed", "retry_after": "whole"}, warm_up_s=20, measured_s=90
+    ),
 }
 
 
@@ -171,7 +176,7 @@ def test_at_twice_the_load_hardly_a_call_is_throttled_and_hardly_a_slot_is_lost(
     try:
         time.sleep(case.warm_up_s)
         before, since = provider.counts(), time.monotonic()
-        time.sleep(MEASURED_S)
+        time.sleep(case.measured_s)
         after, lasted = provider.counts(), time.monotonic() - since
     finally:
         load.is_over.set()
