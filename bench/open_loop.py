@@ -10,7 +10,7 @@ import re
 import select
 import socket
 import time
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
@@ -18,7 +18,6 @@ from bench.load import Call, Outcome
 
 _LENGTH = re.compile(rb"\r\ncontent-length: *(\d+)", re.IGNORECASE)
 _REPLY_BYTES = 1 << 16
-_KINDS = ("answered", "accepted", "refused", "wrong", "unavailable", "other")
 _DRAIN_S = 30.0  # how long the last replies are waited for
 
 
@@ -61,7 +60,7 @@ class _Loop:
         self._by_file: dict[int, _Connection] = {}
         self._late: deque[float] = deque()
         self._latencies: list[float] = []
-        self._counts = dict.fromkeys(("asked", *_KINDS, "broken"), 0)
+        self._counts = Counter(asked=0, answered=0)
         self._sample = ""
         self._idle = deque(self._connect() for _ in range(connections))
 

@@ -207,7 +207,7 @@ def _table(result: dict[str, Any]) -> str:
 
 def _failed(seen: dict[str, Any]) -> int:
     """Requests without an answer, but for those that were told when to come back: Redis is away for a moment."""
-    return int(seen["wrong"] + seen["other"] + seen["broken"])
+    return Outcome(**seen).failed - int(seen["unavailable"])
 
 
 def _say(line: str) -> None:
