@@ -864,6 +864,15 @@ def test_the_same_query_at_the_same_time_is_one_job(web: Web, chain: EchoChain, 
     assert sorted(reply["x-cache"] for reply in got) == ["COALESCED"] * 19 + ["MISS"]
 
 
+def test_the_loop_wakes_who_waits_on_threads_and_nobody_else_reads_the_stream(web: Web, worker: None) -> None:
+    started = time.monotonic()
+    got = [web.ask(f"On a thread {number}", FORCES["origin"]) for number in range(6)]
+
+    assert {(reply.status, reply.is_quick) for reply in got} == {(200, False)}
+    assert time.monotonic() - started < 5  # unwoken, each looks once a second
+    assert [client["cmd"] for client in web.redis.client_list()].count("xread") == 1
+
+
 # A Redis that fails
 
 

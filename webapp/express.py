@@ -79,6 +79,7 @@ class Express:
         has_own_cache = self._parts.cache is not None
         self._cache = RedisLink(hot_client(settings.cache_url), server, LINK_LIMIT_S) if has_own_cache else None
         self._feed = Feed(blocking_client, settings.ledger_url, DONE, server, self._hear)
+        self._wake_threads = self._parts.waiter.rely_on_loop()
         self._recent = RecentAnswers(settings.recent_answer_seconds)
         self._hits = HitLog(self._parts.ledger, self._link, server)
         self._access = access_of(ROUTE)
@@ -265,6 +266,7 @@ class Express:
         if answer := told.get(b"answer"):
             self._recent.evict(answer.decode())
         if job_id := told.get(b"job"):
+            self._wake_threads(told)
             self._job_ended(job_id.decode())
 
     def _job_ended(self, job_id: str) -> None:

@@ -1,4 +1,4 @@
-"""Waiting for jobs to end: one thread per process reads the completion stream and wakes whoever waits."""
+"""Waiting for jobs to end, on threads: whoever reads the completion stream for this process wakes them."""
 
 import os
 import threading
@@ -20,13 +20,20 @@ SLICE_S = 1.0  # a wake-up that got lost costs at most this
 
 
 class CompletionListener:
-    """Wakes who waits for a job when the stream names it. Its thread starts with the first wait, after any fork."""
+    """Wakes who waits for a job when the stream names it. A thread that reads it starts with the first wait, after any
+    fork, unless the process has an event loop that reads it anyway.
+    """
 
     def __init__(self, client: RedisClient) -> None:
         self._follower = StreamFollower(client, DONE, self._wake)
         self._waiting: dict[str, set[threading.Event]] = defaultdict(set)
         self._lock = threading.Lock()
         self._pid: int | None = None
+
+    def rely_on_loop(self) -> Callable[[Mapping[bytes, bytes]], None]:
+        """What this process's event loop is to call with each entry; to be asked for before any wait."""
+        self._pid = os.getpid()
+        return self._wake
 
     @contextmanager
     def watch(self, job_id: str) -> Iterator[threading.Event]:
@@ -82,6 +89,7 @@ class Waiter:
 
     def __init__(self, ledger: Ledger, listener: CompletionListener, waits: int, streams: int) -> None:
         self._ledger, self._listener = ledger, listener
+        self.rely_on_loop = listener.rely_on_loop
         self._slots = threading.BoundedSemaphore(waits)
         self._streams = threading.BoundedSemaphore(streams)
 

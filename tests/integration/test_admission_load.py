@@ -55,7 +55,7 @@ CASES = {
     "concurrency": Case(40, {"concurrency": 16}, latency_ms=400),
     "rate, exact Retry-After": Case(40, {"units": 40, "kind": "sliding", "retry_after": "exact"}),
     "rate, whole Retry-After": Case(
-        40, {"units": 40, "kind": "fixed", "retry_after": "whole"}, warm_up_s=20, measured_s=90
+        40, {"units": 40, "kind": "fixed", "retry_after": "whole"}, warm_up_s=30, measured_s=90
     ),
 }
 
