@@ -24,7 +24,7 @@ _SETTINGS: dict[str, Any] = {
     "worker_redirect_stdouts": False,
     "task_create_missing_queues": False,
     "task_default_queue": next(iter(TIERS)),
-    "task_queues": [Queue(tier.queue) for tier in TIERS.values()],
+    "task_queues": [Queue(tier.queue, no_ack=True) for tier in TIERS.values()],
     "task_serializer": "json",
     "accept_content": ["json"],
     "broker_connection_retry_on_startup": True,

@@ -23,9 +23,8 @@ MOST_AT_ONCE = 8  # messages; others are for other workers
 class QuietLoop(bootsteps.StartStopStep):  # type: ignore[misc]
     """A step of the worker's consumer, started anew with each connection to the broker.
 
-    Events of tasks go to Flower twice a second, and an acknowledgement, which is a mark in memory (`ack_emulation` is
-    off), does not wake the loop. Each of them would have, and so told it of a free thread: that is done here.
-    Messages are taken up several at a time where several threads are free.
+    Events of tasks go to Flower twice a second. Each of them would have woken the loop, and so told it of a free
+    thread: that is done here. Messages are taken up several at a time where several threads are free.
     """
 
     requires = (Events, Tasks)
@@ -44,7 +43,6 @@ class QuietLoop(bootsteps.StartStopStep):  # type: ignore[misc]
         dispatcher = consumer.event_dispatcher
         dispatcher.buffer_limit = MOST_BUFFERED
         dispatcher.on_send_buffered = self._wake_if_full
-        consumer.call_soon_ack = _at_once
         self._timer = consumer.timer.call_repeatedly(FLUSH_S, dispatcher.flush)
 
     def stop(self, consumer: Any) -> None:
@@ -70,10 +68,6 @@ class QuietLoop(bootsteps.StartStopStep):  # type: ignore[misc]
         """Called with every event of a task. By its last one the thread is free."""
         if self._is_full:
             self._wake()
-
-
-def _at_once(act: Callable[..., None], *args: Any, **options: Any) -> None:
-    act(*args, **options)
 
 
 class BulkPop:

@@ -70,10 +70,9 @@ def answer_bells(task: Any, app: Any, consumer: Any, **_: Any) -> Callable[..., 
             state.task_ready(bell, successful=True)
             bell.tell("task-succeeded", result=said, runtime=time.monotonic() - started)
 
-    def take(message: Any, _body: Any, ack: Callable[..., None], *_: Any, **__: Any) -> None:
+    def take(message: Any, *_: Any, **__: Any) -> None:
         args, headers = message.payload[0], message.headers
         bell = Bell(headers["id"], task, args, hostname, consumer.event_dispatcher)
-        ack(log, consumer.connection_errors)
         state.task_reserved(bell)
         bell.tell("task-received", name=bell.name, args=headers["argsrepr"], kwargs="{}", retries=0)
         submit(run, bell, args)

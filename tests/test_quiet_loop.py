@@ -30,7 +30,6 @@ class Consumer:
         self.event_dispatcher = SimpleNamespace(flush=self._flush)
         self.hub = SimpleNamespace(call_soon=self._wake)
         self.timer = SimpleNamespace(call_repeatedly=self._repeat)
-        self.call_soon_ack: Any = None
 
     def _wake(self, _: Any) -> None:
         self.wakes += 1
@@ -80,13 +79,6 @@ def test_a_task_that_ends_while_the_loop_looks_wakes_it() -> None:
     assert not seen.qos.can_consume()
 
     assert seen.wakes == 1
-
-
-def test_a_message_is_acknowledged_without_the_loop(consumer: Consumer) -> None:
-    acknowledged: list[Any] = []
-    consumer.call_soon_ack(lambda *args: acknowledged.append(args), "log", ())
-
-    assert (acknowledged, consumer.wakes) == ([("log", ())], 0)
 
 
 def test_events_are_sent_now_and_then_and_at_the_end() -> None:
