@@ -864,16 +864,7 @@ def test_the_same_query_at_the_same_time_is_one_job(web: Web, chain: EchoChain, 
     assert sorted(reply["x-cache"] for reply in got) == ["COALESCED"] * 19 + ["MISS"]
 
 
-def test_the_loop_wakes_who_waits_on_threads_and_nobody_else_reads_the_stream(web: Web, worker: None) -> None:
-    started = time.monotonic()
-    got = [web.ask(f"On a thread {number}", FORCES["origin"]) for number in range(6)]
-
-    assert {(reply.status, reply.is_quick) for reply in got} == {(200, False)}
-    assert time.monotonic() - started < 5  # unwoken, each looks once a second
-    assert [client["cmd"] for client in web.redis.client_list()].count("xread") == 1
-
-
-# A Redis that fails
+# A Redis of their own
 
 
 @dataclass
@@ -998,6 +989,16 @@ def test_processes_outlive_connections_that_are_cut_while_they_answer_from_memor
         cut_connections(rig, times=20)
         assert all(200 in each.result() for each in asking)  # others are refused: Redis is away again and again
         assert rig.web.said("Booting worker") == 2
+
+
+def test_the_loop_wakes_who_waits_on_threads_and_nobody_else_reads_the_stream(rig: Rig, chain: EchoChain) -> None:
+    started = time.monotonic()
+    with serving(rig.web.redis, chain):
+        got = [rig.web.ask(f"On a thread {number}", FORCES["origin"]) for number in range(6)]
+
+    assert {(reply.status, reply.is_quick) for reply in got} == {(200, False)}
+    assert time.monotonic() - started < 5  # unwoken, each looks once a second
+    assert [client["cmd"] for client in rig.web.redis.client_list()].count("xread") == 1
 
 
 def test_waiting_outlives_a_redis_that_was_away(rig: Rig, chain: EchoChain) -> None:
