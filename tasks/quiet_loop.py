@@ -3,6 +3,7 @@
 import logging
 import time
 from collections.abc import Callable
+from queue import Empty
 from typing import Any
 
 import orjson
@@ -11,7 +12,6 @@ from celery.utils.functional import noop
 from celery.worker import state
 from celery.worker.consumer.events import Events
 from celery.worker.consumer.tasks import Tasks
-from kombu.transport.redis import Empty
 
 log = logging.getLogger(__name__)
 
