@@ -158,7 +158,8 @@ def test_one_it_cannot_read_does_not_take_the_others_with_it(
 def test_it_goes_on_after_a_lost_connection(redis: Redis, channel: Any, taken: list[str]) -> None:
     with pytest.raises(TimeoutError):
         channel.connection.drain_events(channel.connection.client, timeout=0.1)
-    redis.client_kill_filter(_type="normal", skipme=True)
+    host, port = channel.client.connection._sock.getsockname()
+    redis.client_kill_filter(addr=f"{host}:{port}")
     with pytest.raises(channel.connection_errors):
         turn(channel)
 

@@ -100,7 +100,7 @@ def test_waiting_is_no_attempt(rig: Rig) -> None:
 
     assert len(outcome.attempts) == 1
     assert len(rig.admission.asked) == 4
-    assert time.monotonic() - started >= 0.15
+    assert 0.15 <= time.monotonic() - started < 2
 
 
 @pytest.mark.parametrize("reason", ["busy", "paused"])
@@ -142,7 +142,7 @@ def test_a_throttled_lane_is_called_again_after_its_pause(rig: Rig) -> None:
     outcome = rig.ask("groq")
 
     assert [attempt.outcome for attempt in outcome.attempts] == ["throttled", "ok"]
-    assert time.monotonic() - started >= 1
+    assert 1 <= time.monotonic() - started < 4
 
 
 def test_a_throttled_lane_whose_pause_is_longer_than_the_deadline_ends_the_walk(rig: Rig) -> None:
